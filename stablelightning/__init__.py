@@ -1,0 +1,49 @@
+"""Train any deep network stably, and know what it does not know.
+
+The names below are imported on first use, so that ``import stablelightning`` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stablelightning.callbacks.recommended import recommended_callbacks
+    from stablelightning.callbacks.uncertainty import EstimateUncertainty
+    from stablelightning.mixin import StableMixin
+    from stablelightning.model.dropout import add_dropout
+    from stablelightning.model.prediction import Prediction
+    from stablelightning.model.sample import mc_dropout, sample_predictions
+
+_HOME = {
+    "EstimateUncertainty": "stablelightning.callbacks.uncertainty",
+    "Prediction": "stablelightning.model.prediction",
+    "StableMixin": "stablelightning.mixin",
+    "add_dropout": "stablelightning.model.dropout",
+    "mc_dropout": "stablelightning.model.sample",
+    "recommended_callbacks": "stablelightning.callbacks.recommended",
+    "sample_predictions": "stablelightning.model.sample",
+}
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EstimateUncertainty",
+    "Prediction",
+    "StableMixin",
+    "add_dropout",
+    "mc_dropout",
+    "recommended_callbacks",
+    "sample_predictions",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'stablelightning' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,1 @@
+"""Floor 3: Lightning callbacks, one concern each."""

@@ -1,0 +1,109 @@
+"""What a sampled model says, and how far it can be trusted."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from stablelightning.errors import ModelError
+
+Task = Literal["classification", "multilabel", "regression"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The mean of the sampled predictions, with its uncertainty split by where it comes from.
+
+    ``aleatoric`` is what more training data would not remove (noise in the data), ``epistemic`` what
+    it would (the model does not know), and ``total`` is their sum. Their units follow the task:
+    nats for classification and multi-label, variance in squared target units for regression.
+
+    Args:
+        task: ``"classification"``, ``"multilabel"`` or ``"regression"``.
+        mean: mean probabilities ``(N, C, ...)``; per-label probabilities ``(N, L)`` for multi-label;
+            the predictive mean ``(N, ...)`` for regression.
+        total: predictive entropy ``(N, ...)``, per label ``(N, L)``, or total variance ``(N, ...)``.
+        aleatoric: expected entropy, or the mean of the predicted variances (0 without such a head).
+        epistemic: mutual information, or the variance of the predicted means.
+        variation_ratio: share of the samples that disagree with the most frequent class, ``(N, ...)``,
+            in [0, 1); ``None`` for regression.
+        standard_error: standard error of ``mean``, same shape; it shrinks as 1/sqrt(samples).
+        samples_used: number of samples drawn.
+        engine: the engine that drew them, with the reason where ``auto`` chose it.
+        samples: the samples themselves ``(T, ...)`` if they were kept, else ``None``.
+
+    Source:
+        Depeweg et al. 2018, arXiv:1710.07283 (the split); Gal 2016, PhD thesis, section 3.3
+        (variation ratio).
+
+    Example:
+        >>> import torch, stablelightning as sl
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 3))
+        >>> prediction = sl.mc_dropout(net, torch.randn(5, 4), samples=20, seed=0)
+        >>> prediction.mean.shape, prediction.epistemic.shape
+        (torch.Size([5, 3]), torch.Size([5]))
+    """
+
+    task: Task
+    mean: Tensor
+    total: Tensor
+    aleatoric: Tensor
+    epistemic: Tensor
+    standard_error: Tensor
+    samples_used: int
+    engine: str
+    variation_ratio: Tensor | None = None
+    samples: Any = None
+
+    @property
+    def predictive_entropy(self) -> Tensor:
+        """Entropy of the mean probabilities, in nats; the same tensor as ``total``."""
+        return self._entropy("predictive_entropy", self.total)
+
+    @property
+    def expected_entropy(self) -> Tensor:
+        """Mean entropy of the samples, in nats; the same tensor as ``aleatoric``."""
+        return self._entropy("expected_entropy", self.aleatoric)
+
+    @property
+    def mutual_information(self) -> Tensor:
+        """Predictive minus expected entropy, in nats; the same tensor as ``epistemic``."""
+        return self._entropy("mutual_information", self.epistemic)
+
+    @property
+    def variance(self) -> Tensor:
+        """Total variance of a regression, in squared target units; the same tensor as ``total``."""
+        if self.task != "regression":
+            raise ModelError(
+                f"variance belongs to regression, and this is a {self.task} prediction; "
+                "use total, aleatoric and epistemic, which every task has."
+            )
+        return self.total
+
+    @property
+    def std(self) -> Tensor:
+        """Square root of :attr:`variance`, in target units."""
+        return self.variance.sqrt()
+
+    def to(self, device: torch.device | str) -> "Prediction":
+        """Return the same prediction with every tensor on ``device``."""
+
+        def move(value: Any) -> Any:
+            return value.to(device) if isinstance(value, Tensor) else value
+
+        return Prediction(**{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+    def __repr__(self) -> str:
+        return (
+            f"Prediction(task={self.task!r}, mean={tuple(self.mean.shape)}, "
+            f"samples_used={self.samples_used}, engine={self.engine!r})"
+        )
+
+    def _entropy(self, name: str, value: Tensor) -> Tensor:
+        if self.task == "regression":
+            raise ModelError(
+                f"{name} belongs to classification, and this is a regression; "
+                "use total, aleatoric and epistemic, which every task has."
+            )
+        return value
