@@ -1,0 +1,319 @@
+"""Which modules of a model are random when they train, and a context in which only those are live.
+
+torch's own random modules are known by class. Every other module whose class reads
+``self.training`` is asked by experiment: its own flag is flipped (its children's are not) and one
+watches whether a generator moves during its call. That finds hand-written attention, DropPath and
+``F.dropout(..., training=self.training)``, and leaves alone auxiliary heads and whatever else hides
+behind the flag.
+"""
+
+import inspect
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from stablelightning.model.generators import GeneratorWatch, preserved_generators
+
+_FUNCTIONAL_DROPOUTS = frozenset(
+    {
+        nn.functional.dropout,
+        nn.functional.dropout1d,
+        nn.functional.dropout2d,
+        nn.functional.dropout3d,
+        nn.functional.alpha_dropout,
+        nn.functional.feature_alpha_dropout,
+    }
+)
+
+
+@dataclass
+class StochasticModules:
+    """The random modules of one model.
+
+    Args:
+        flagged: modules whose own ``training`` flag switches their randomness on.
+        functional: modules that call ``F.dropout(..., training=self.training)`` and whose flag does
+            more than that (another output, running statistics): only the dropout calls that they
+            make are switched on.
+    """
+
+    flagged: list[nn.Module] = field(default_factory=list)
+    functional: list[nn.Module] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.flagged or self.functional)
+
+
+def stochastic_modules(
+    model: nn.Module, call: Callable[[], Any] | None = None, *, also: tuple[type, ...] = ()
+) -> StochasticModules:
+    """Find the modules of ``model`` that draw random numbers when they train.
+
+    Args:
+        model: any module; its flags, buffers and the generators are left as they were.
+        call: runs the model once on representative inputs. Without it, only torch's own random
+            modules are found.
+        also: further module classes to count as random, such as ``nn.RReLU``, which by itself is
+            not sampled: its slope is a regularizer, not an approximate posterior.
+
+    Returns:
+        The modules, in the order of ``model.modules()``. The answer of an experiment is remembered
+        until a rate or another plain attribute of the modules that were asked changes.
+
+    Source:
+        Gal, Ghahramani 2016, arXiv:1506.02142 (dropout that stays on at inference).
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5), nn.BatchNorm1d(2))
+        >>> stochastic_modules(net).flagged
+        [Dropout(p=0.5, inplace=False)]
+    """
+    found = StochasticModules()
+    asked: list[nn.Module] = []
+    for module in model.modules():
+        if isinstance(module, also) or _is_known_random(module):
+            found.flagged.append(module)
+        elif not _is_known_steady(module) and _reads_training_flag(type(module)):
+            asked.append(module)
+    if asked and call is not None:
+        answers = _ask(model, asked, call)
+        found.flagged += [m for m in asked if answers.get(m) == "flag"]
+        found.functional += [m for m in asked if answers.get(m) == "functional"]
+    return found
+
+
+@contextmanager
+def sampling_mode(model: nn.Module, found: StochasticModules) -> Iterator[None]:
+    """Put ``model`` in eval with only the random modules live; every flag is restored on the way out.
+
+    The fused path of ``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention``, which skips their
+    dropout, is off inside, compiled modules run eagerly (a recompilation per flag would cost more),
+    and autocast does not cache casts, so that every pass runs the same operations.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    autocast_cache = torch.is_autocast_cache_enabled()
+    functional = _FunctionalDropoutOn(found.functional) if found.functional else None
+    try:
+        for module, _ in flags:
+            module.training = False
+        for module in found.flagged:
+            module.training = True
+        torch.backends.mha.set_fastpath_enabled(False)
+        torch.set_autocast_cache_enabled(False)
+        with torch.compiler.set_stance("force_eager"):
+            if functional is None:
+                yield
+            else:
+                with functional:
+                    yield
+    finally:
+        if functional is not None:
+            functional.detach()
+        torch.set_autocast_cache_enabled(autocast_cache)
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for module, training in flags:
+            module.training = training
+
+
+class _FunctionalDropoutOn(TorchFunctionMode):
+    """Turns on the functional dropouts called directly by the given modules."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        super().__init__()
+        chosen = set(map(id, modules))
+        self.stack: list[bool] = [False]
+        self.hooks = []
+        for module in {m for owner in modules for m in owner.modules()}:
+            own = id(module) in chosen
+            self.hooks.append(
+                module.register_forward_pre_hook(lambda *_, own=own: self.stack.append(own))
+            )
+            self.hooks.append(
+                module.register_forward_hook(
+                    lambda *_: self.stack.pop() and None, always_call=True
+                )
+            )
+
+    def detach(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in _FUNCTIONAL_DROPOUTS and self.stack[-1]:
+            bound = inspect.signature(func).bind(*args, **kwargs)
+            bound.arguments["training"] = True
+            return func(*bound.args, **bound.kwargs)
+        return func(*args, **kwargs)
+
+
+def _is_known_random(module: nn.Module) -> bool:
+    if isinstance(module, _DropoutNd | nn.AlphaDropout | nn.FeatureAlphaDropout):
+        return bool(module.p > 0)
+    if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+        return bool(module.dropout > 0)
+    return False
+
+
+def _is_known_steady(module: nn.Module) -> bool:
+    """Torch's own modules (but not their subclasses) and every norm."""
+    return isinstance(module, _NormBase) or type(module).__module__.startswith("torch.nn.modules.")
+
+
+_READS_FLAG: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
+
+
+def _reads_training_flag(kind: type) -> bool:
+    """Whether code of the class (not of torch's base classes) mentions ``training``."""
+    if kind not in _READS_FLAG:
+        _READS_FLAG[kind] = any(
+            _mentions_training(value)
+            for base in kind.__mro__
+            if not base.__module__.startswith(("torch.nn.modules.", "lightning.", "builtins"))
+            for name, value in vars(base).items()
+            if name != "train"
+        )
+    return _READS_FLAG[kind]
+
+
+def _mentions_training(value: object) -> bool:
+    value = inspect.unwrap(value) if callable(value) else value
+    if isinstance(value, property):
+        return any(_mentions_training(f) for f in (value.fget,) if f is not None)
+    code = getattr(value, "__code__", None)
+    pending = [code] if isinstance(code, types.CodeType) else []
+    while pending:
+        current = pending.pop()
+        if "training" in current.co_names:
+            return True
+        pending += [c for c in current.co_consts if isinstance(c, types.CodeType)]
+    return False
+
+
+# ---- the experiment ---------------------------------------------------------------------------
+
+_Answers = weakref.WeakKeyDictionary[nn.Module, str]
+_REMEMBERED: weakref.WeakKeyDictionary[nn.Module, tuple[Any, _Answers]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _ask(model: nn.Module, asked: list[nn.Module], call: Callable[[], Any]) -> _Answers:
+    signature = tuple((id(m), _plain_attributes(m)) for m in asked)
+    remembered = _REMEMBERED.get(model)
+    if remembered is not None and remembered[0] == signature:
+        return remembered[1]
+    answers = _experiment(model, asked, call)
+    _REMEMBERED[model] = (signature, answers)
+    return answers
+
+
+def _plain_attributes(module: nn.Module) -> tuple[Any, ...]:
+    """What could switch a module's randomness: numbers on itself and its direct children."""
+    return tuple(
+        value
+        for owner in (module, *module.children())
+        for name, value in vars(owner).items()
+        if isinstance(value, float | int) and name != "training"
+    )
+
+
+def _experiment(model: nn.Module, asked: list[nn.Module], call: Callable[[], Any]) -> _Answers:
+    answers: _Answers = weakref.WeakKeyDictionary()
+    busy = False
+
+    def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        nonlocal busy
+        if busy or answers.get(module, "steady") != "steady":
+            return
+        busy = True
+        try:
+            args, kwargs = _KEPT.pop(module, (args, kwargs))
+            answers[module] = _ask_one(
+                module, lambda: module.forward(*_copied(args), **_copied(kwargs)), output
+            )
+        finally:
+            busy = False
+
+    handles = []
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        for module in asked:
+            handles.append(module.register_forward_pre_hook(_keep_inputs, with_kwargs=True))
+            handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        for module, _ in flags:
+            module.training = False
+        with torch.no_grad(), preserved_generators():
+            output = call()
+            if model in asked and model not in answers:  # called by another door than forward
+                busy = True
+                answers[model] = _ask_one(model, call, output)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in flags:
+            module.training = training
+        _KEPT.clear()
+    return answers
+
+
+_KEPT: dict[nn.Module, tuple[Any, Any]] = {}
+
+
+def _keep_inputs(module: nn.Module, args: Any, kwargs: Any) -> None:
+    # Forwards may write into their inputs; the second call needs them as they were.
+    _KEPT[module] = _copied((args, kwargs))
+
+
+def _copied(tree: Any) -> Any:
+    return tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, tree)
+
+
+def _ask_one(module: nn.Module, forward: Callable[[], Any], output: Any) -> str:
+    buffers = {name: b.clone() for name, b in module.named_buffers()}
+    watch = GeneratorWatch()
+    module.training = True
+    try:
+        flipped = forward()
+    except Exception:  # whatever the training branch needs and does not get here
+        flipped = None
+    finally:
+        module.training = False
+    moved = watch.moved()
+    touched = [n for n, b in module.named_buffers() if n in buffers and _differ(b, buffers[n])]
+    for name in touched:
+        module.get_buffer(name).copy_(buffers[name])
+    harmless = not touched and _structure(flipped) == _structure(output)
+    if harmless:
+        return "flag" if moved else "steady"
+    watch = GeneratorWatch()
+    functional = _FunctionalDropoutOn([module])
+    functional.stack[-1] = True
+    try:
+        with functional:
+            forward()
+    finally:
+        functional.detach()
+    return "functional" if watch.moved() else "steady"
+
+
+def _differ(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return not torch.equal(a, b)
+
+
+def _structure(tree: Any) -> Any:
+    leaves, spec = tree_flatten(tree)
+    return spec, [tuple(x.shape) if isinstance(x, torch.Tensor) else type(x) for x in leaves]

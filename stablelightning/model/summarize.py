@@ -1,0 +1,154 @@
+"""From a stream of sampled outputs to a Prediction: moments only, memory independent of the samples."""
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from stablelightning.errors import ModelError, RecipeError
+from stablelightning.functional.moments import Moments
+from stablelightning.functional.uncertainty import as_probabilities, binary_entropy, entropy
+from stablelightning.model.prediction import Prediction, Task
+from stablelightning.nn.heads import Gaussian
+
+_OUTPUT_KEYS = ("logits", "out", "probabilities", "mean")
+
+
+def select_output(output: Any) -> Tensor | Gaussian:
+    """Pick the tensor that is the prediction out of whatever the model returned.
+
+    A tensor is itself; a ``Gaussian(mean, variance)`` is itself; a mapping or an object gives its
+    first of ``logits``, ``out``, ``probabilities``, ``mean`` (``mean`` with ``variance`` beside it is
+    a Gaussian); a tuple or list gives its first entry.
+
+    Raises:
+        ModelError: nothing of the above is there.
+    """
+    if isinstance(output, Tensor | Gaussian):
+        return output
+    read = output.get if isinstance(output, Mapping) else lambda k: getattr(output, k, None)
+    for key in _OUTPUT_KEYS:
+        value = read(key)
+        if isinstance(value, Tensor):
+            variance = read("variance") if key == "mean" else None
+            return Gaussian(value, variance) if isinstance(variance, Tensor) else value
+    if isinstance(output, tuple | list) and output:
+        return select_output(output[0])
+    raise ModelError(
+        f"a prediction must be a tensor, a Gaussian, a tuple that starts with one, or have one of the "
+        f"keys {', '.join(_OUTPUT_KEYS)}; got {type(output).__name__}. Pass call= a function that "
+        "returns the tensor."
+    )
+
+
+def infer_task(task: str, model: nn.Module, output: Tensor | Gaussian) -> Task:
+    """The task that was asked for, or the model's own ``task``, or what the output looks like.
+
+    ``"auto"``: a Gaussian, or one value per row ((N,) or (N, 1)), is a regression; two and more
+    values per row are the classes of a classification. A regression on several targets at once, or
+    independent labels, cannot be told from classes by its shape: name the task.
+
+    Raises:
+        RecipeError: an unknown task.
+    """
+    known = get_args(Task)
+    if task == "auto":
+        own = getattr(model, "task", None)
+        task = own if own in known else ""
+    if not task:
+        one_value = isinstance(output, Gaussian) or output.ndim < 2 or output.shape[1] == 1
+        task = "regression" if one_value else "classification"
+    if task not in known:
+        raise RecipeError(f"task must be auto, {', '.join(known)}, got {task!r}.")
+    return task  # type: ignore[return-value]
+
+
+class Summary:
+    """Streams chunks of sampled outputs ``(c, N, ...)`` into the moments of one Prediction."""
+
+    def __init__(self, task: Task, *, class_dim: int = 1) -> None:
+        self.task: Task = task
+        self.class_dim = class_dim
+        self.centre = Moments()
+        self.spread = Moments()
+        self.votes: Tensor | None = None
+
+    def update_(self, output: Tensor | Gaussian) -> None:
+        """Add a chunk of samples."""
+        if self.task == "regression":
+            gaussian = isinstance(output, Gaussian)
+            mean = output.mean if isinstance(output, Gaussian) else output
+            self.centre.update_(mean)
+            noise = output.variance if gaussian else torch.zeros_like(mean)
+            self.spread.update_(noise)
+            return
+        if isinstance(output, Gaussian):
+            raise ModelError(
+                f"a Gaussian output is a regression, and task is {self.task!r}; "
+                "pass task='regression'."
+            )
+        if self.task == "multilabel":
+            self._update_labels(output)
+        else:
+            self._update_classes(output)
+
+    def _update_classes(self, output: Tensor) -> None:
+        dim = self.class_dim + 1 if self.class_dim >= 0 else self.class_dim
+        if output.ndim < 3 or output.shape[dim] < 2:
+            raise ModelError(
+                "classification needs two or more class scores per row (N, C, ...), got "
+                f"{tuple(output.shape[1:])}; pass task='multilabel' or task='regression'."
+            )
+        probabilities = as_probabilities(output.float(), dim=dim)
+        self.centre.update_(probabilities)
+        self.spread.update_(entropy(probabilities, dim=dim))
+        chosen = probabilities.argmax(dim, keepdim=True)
+        votes = torch.zeros_like(probabilities).scatter_(dim, chosen, 1).sum(0)
+        self.votes = votes if self.votes is None else self.votes + votes
+
+    def _update_labels(self, output: Tensor) -> None:
+        output = output.float()
+        inside = bool((output >= 0).all()) and bool((output <= 1).all())
+        probabilities = output if inside else output.sigmoid()
+        self.centre.update_(probabilities)
+        self.spread.update_(binary_entropy(probabilities))
+        votes = (probabilities > 0.5).float().sum(0)
+        self.votes = votes if self.votes is None else self.votes + votes
+
+    def standard_error(self) -> Tensor:
+        """Standard error of the mean, in the mean's shape."""
+        return (self.centre.variance(correction=1) / max(self.centre.count, 1)).sqrt()
+
+    def prediction(self, *, engine: str, samples: Any = None) -> Prediction:
+        """Close the stream."""
+        mean, spread = self.centre.mean, self.spread.mean
+        assert mean is not None and spread is not None
+        count = self.centre.count
+        ratio = None
+        if self.task == "regression":
+            epistemic = self.centre.variance()
+            total = spread + epistemic
+        else:
+            assert self.votes is not None
+            if self.task == "multilabel":
+                total = binary_entropy(mean)
+                ratio = 1 - torch.maximum(self.votes, count - self.votes) / count
+            else:
+                total = entropy(mean, dim=self.class_dim)
+                ratio = 1 - self.votes.amax(self.class_dim) / count
+            epistemic = (total - spread).clamp(min=0)  # rounding can leave -1e-8
+        return Prediction(
+            task=self.task,
+            mean=mean,
+            total=total,
+            aleatoric=spread,
+            epistemic=epistemic,
+            standard_error=self.standard_error(),
+            samples_used=count,
+            engine=engine,
+            variation_ratio=ratio,
+            samples=samples,
+        )
+
+
