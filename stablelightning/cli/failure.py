@@ -1,0 +1,69 @@
+"""From an exception to one line and an exit status."""
+
+import os
+import re
+
+from stablelightning.errors import StableLightningError
+
+MEND = 2  #: the reader can mend it: a setting, a file, the data, the environment
+BROKEN = 1  #: nobody expected it
+
+_SHAPES = re.compile(r"size mismatch for ([\w.]+): .*?\[([\d, ]*)\].*?\[([\d, ]*)\]")
+_MISSING = re.compile(r"Missing key\(s\) in state_dict: \"([^\"]+)\"")
+_UNEXPECTED = re.compile(r"Unexpected key\(s\) in state_dict: \"([^\"]+)\"")
+
+
+def one_line(error: BaseException) -> tuple[str, int]:
+    """What went wrong as rule, what was received and remedy in one line, and the exit status.
+
+    Errors that are not ours are rewritten where their cause is known (a file that is missing, a
+    checkpoint of another model, a setting that Lightning refuses). Anything else is unexpected: its
+    own first line, and where to see more.
+
+    Example:
+        >>> one_line(FileNotFoundError(2, "No such file or directory", "data.csv"))
+        ("data.csv must be a file that can be read: No such file or directory; check the path.", 2)
+    """
+    text = _flat(str(error)) or type(error).__name__
+    if isinstance(error, StableLightningError):
+        return text, MEND
+    if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError):
+        return _of_file(error, text), MEND
+    if "loading state_dict" in text:
+        return mismatch(text), MEND
+    if type(error).__name__ == "MisconfigurationException":  # known by name: Lightning is heavy
+        return f"Lightning refuses these settings: {text}", MEND
+    if isinstance(error, ModuleNotFoundError):
+        return f"{text}; install it, or start from the folder where it lies.", MEND
+    return (
+        f"unexpected {type(error).__name__}: {text} "
+        "(run it again with --debug to see the whole traceback)"
+    ), BROKEN
+
+
+def mismatch(text: str) -> str:
+    """Say in one line which parameter of a checkpoint does not fit the model."""
+    if found := _SHAPES.search(text):
+        name, saved, wanted = found.groups()
+        received = f"{name} is ({saved}) in the checkpoint and ({wanted}) in the model"
+    elif found := _MISSING.search(text):
+        received = f"it has no {found.group(1)}"
+    elif found := _UNEXPECTED.search(text):
+        received = f"its {found.group(1)} is unknown to the model"
+    else:
+        received = text[:200]
+    return (
+        f"a checkpoint must fit the model, and this one does not: {received}; "
+        "give the settings that the model was trained with (config.yaml of its run)."
+    )
+
+
+def _of_file(error: OSError, text: str) -> str:
+    if error.filename is None:
+        return f"a file that was asked for must be readable: {text}; check the path."
+    name, reason = os.fspath(error.filename), error.strerror or text
+    return f"{name} must be a file that can be read: {reason}; check the path."
+
+
+def _flat(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()

@@ -1,0 +1,136 @@
+"""LightningCLI with named slots, one-line errors and short class names."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pickle import UnpicklingError
+from typing import Any, NoReturn
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from stablelightning.cli.checkpoint import KeepBest
+from stablelightning.cli.explain import explain
+from stablelightning.cli.failure import mismatch
+from stablelightning.cli.quiet import quiet
+from stablelightning.cli.slots import SLOTS
+from stablelightning.errors import CheckpointError, RecipeError
+
+#: Imported before parsing, so that their classes can be named without their modules.
+_SHORT_NAMES = ("stablelightning.data", "stablelightning.module", "stablelightning.nn.networks")
+
+
+class StableArgumentParser(LightningArgumentParser):
+    """The parser of LightningCLI, which states an error in one line and takes no abbreviations."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the parser's message as a ``RecipeError`` of one line."""
+        if not self.exit_on_error:  # a parser within the parser, whose error the outer one reads
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        raise RecipeError(explain(message, parser)) from ex
+
+
+class StableCLI(LightningCLI):
+    """LightningCLI for any model and any data, with the slots of this package.
+
+    Args:
+        args: the command line.
+        run: whether the first argument is a verb that is run.
+        parser_kwargs: passed on to LightningCLI.
+        **kwargs: passed on to LightningCLI.
+    """
+
+    def __init__(self, args: list[str], *, run: bool = True, **kwargs: Any) -> None:
+        for module in _SHORT_NAMES:
+            import_module(module)
+        make_working_folder_importable()
+        super().__init__(
+            args=args,
+            run=run,
+            parser_class=StableArgumentParser,
+            save_config_kwargs={"overwrite": True},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            **kwargs,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the slots and the checkpoint that every run keeps."""
+        parser.add_lightning_class_args(KeepBest, "checkpoint")
+        for slot in SLOTS:
+            slot.load()
+            parser.add_subclass_arguments(
+                Callback, slot.key, required=False, instantiate=True, help=slot.help
+            )
+            parser.callback_keys.append(slot.key)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; the arguments always come from :func:`stablelightning.cli.main.main`."""
+        self.config = parser.parse_args(args)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        ours = [callback for callback in callbacks if callback is not None]
+        listed = config.get("callbacks") or []
+        listed = listed if isinstance(listed, list) else [listed]
+        if config.get("enable_checkpointing") is False or any(
+            isinstance(callback, Checkpoint) for callback in listed
+        ):
+            ours = [callback for callback in ours if not isinstance(callback, KeepBest)]
+        ours += [callback.last() for callback in ours if isinstance(callback, KeepBest)]
+        return super()._instantiate_trainer(config, ours)
+
+    def _parse_ckpt_path(self) -> None:
+        with checkpoint_errors():
+            super()._parse_ckpt_path()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with checkpoint_errors():
+            super()._run_subcommand(subcommand)
+
+
+def main(arguments: list[str]) -> int:
+    """Run one of LightningCLI's own verbs; the first argument names it."""
+    quiet()
+    StableCLI(arguments)
+    return 0
+
+
+@contextmanager
+def checkpoint_errors() -> Iterator[None]:
+    """State in one line what a checkpoint cannot be used for.
+
+    Raises:
+        CheckpointError: it is damaged, no checkpoint at all, or of another model.
+    """
+    try:
+        yield
+    except UnpicklingError as error:
+        raise _no_checkpoint(error) from error
+    except RuntimeError as error:
+        if "loading state_dict" in str(error):
+            raise CheckpointError(mismatch(str(error))) from error
+        if "PytorchStreamReader" in str(error):
+            raise _no_checkpoint(error) from error
+        raise
+
+
+def _no_checkpoint(error: Exception) -> CheckpointError:
+    reason = str(error).strip().splitlines()[0][:120]
+    return CheckpointError(
+        f"--ckpt_path must be a whole checkpoint of Lightning, and it cannot be read ({reason}); "
+        "give another file."
+    )
+
+
+def make_working_folder_importable() -> None:
+    """Let a recipe name the user's own classes in files of the working folder."""
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)

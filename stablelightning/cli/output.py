@@ -1,0 +1,108 @@
+"""The folder of a run: chosen once, checked before anything heavy, made only when all is well."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stablelightning.errors import OutputError
+
+#: Lightning starts the further processes of a run by the same command line; through this variable
+#: they hear which folder the first one chose.
+_CHOSEN = "STABLELIGHTNING_OUTPUT"
+
+
+def choose_folder(wanted: str | None, recipe: str) -> Path:
+    """The folder of this run, an absolute path that does not exist yet or is empty.
+
+    Args:
+        wanted: the folder that was asked for; ``None`` takes the first free ``runs/<recipe>-<n>``.
+        recipe: the name of the recipe.
+
+    Raises:
+        OutputError: it cannot be written, or it already holds something.
+    """
+    inherited = os.environ.get(_CHOSEN)
+    if inherited and is_child():
+        return Path(inherited)
+    if wanted is None:
+        folder = next(f for f in _numbered(Path("runs"), recipe) if not f.exists())
+    else:
+        folder = Path(wanted).expanduser()
+        if folder.is_dir() and any(folder.iterdir()):
+            raise OutputError(
+                f"--output must be a new or empty folder, got {wanted!r} with files in it; "
+                "name another one, or remove it first."
+            )
+    check_writable(folder)
+    return folder.absolute()
+
+
+def check_writable(folder: Path) -> None:
+    """Find out whether ``folder`` can be made and written to, and leave nothing behind.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    ancestor = folder.absolute()
+    while not ancestor.exists() and not ancestor.is_symlink():
+        ancestor = ancestor.parent
+    try:
+        # Permission bits say too little (root, read-only mounts, quotas): try it.
+        os.rmdir(tempfile.mkdtemp(prefix=".stablelightning-", dir=ancestor))
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make ``folder`` and its parents.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+@contextmanager
+def announced(folder: Path) -> Iterator[None]:
+    """Tell the further processes of this run, while it lasts, where its folder is."""
+    before = os.environ.get(_CHOSEN)
+    os.environ[_CHOSEN] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_CHOSEN]
+        else:
+            os.environ[_CHOSEN] = before
+
+
+def remove_empty_run(folder: Path) -> None:
+    """Remove the folder of a run that ended before its first training step, if it is ours alone."""
+    if (folder / "checkpoints").exists() or (folder / "summary.json").exists():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_child() -> bool:
+    """Whether this process is a further process of a run, not the one that was started by hand."""
+    return int(os.environ.get("LOCAL_RANK", "0")) > 0
+
+
+def _numbered(parent: Path, name: str) -> Iterator[Path]:
+    number = 1
+    while True:
+        yield parent / f"{name}-{number}"
+        number += 1
+
+
+def _unwritable(folder: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"--output must be a folder that can be written, got {str(folder)!r} "
+        f"({error.strerror or error}); name another one."
+    )

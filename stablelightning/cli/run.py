@@ -1,0 +1,87 @@
+"""``stablelightning run``: what can be said before torch is imported."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from stablelightning.cli.output import announced, choose_folder
+from stablelightning.cli.recipes import ADD, START, find, listing, shipped
+from stablelightning.errors import RecipeError
+
+_HELP = """\
+usage: stablelightning run RECIPE [--add OVERLAY]... [--output DIR] [--KEY=VALUE]...
+
+Train a recipe, test its best checkpoint with Monte Carlo dropout, and report: numbers
+(summary.json), predictions (predictions.parquet), plots, a table in the terminal, a W&B run.
+
+  RECIPE          the name of a shipped recipe, or the path of a YAML file of your own
+  --add OVERLAY   stack an overlay on it, a shipped name or a path; may be repeated
+  --output DIR    a new or empty folder for what the run leaves; runs/<recipe>-<n> otherwise
+  --list          the shipped recipes and overlays
+  --print_config  print the recipe that results, and stop
+  --KEY=VALUE     override any setting; stablelightning fit --help lists them
+
+examples:
+  stablelightning run digits
+  stablelightning run digits --trainer.max_epochs=5 --stable.uncertainty.samples=100
+  stablelightning run digits --add multi_gpu --output results/two_gpus
+  stablelightning run mine.yaml --stable.uncertainty=null"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run, and where its results go."""
+
+    recipe: Path
+    overlays: tuple[Path, ...]
+    overrides: tuple[str, ...]
+    folder: Path
+
+    @property
+    def arguments(self) -> list[str]:
+        """The command line for LightningCLI: what comes later overrides what came before."""
+        configs = [f"--config={path}" for path in (self.recipe, *self.overlays)]
+        return [*configs, *self.overrides]
+
+
+def main(arguments: list[str]) -> int:
+    """Run a recipe, or list the recipes; returns the exit status.
+
+    Raises:
+        RecipeError: the recipe, an overlay or a setting is unknown.
+        OutputError: the output folder cannot be written.
+    """
+    options, rest = _options().parse_known_args(arguments)
+    if options.help:
+        print(_HELP)
+        return 0
+    if options.list:
+        print(listing())
+        return 0
+    if not rest or rest[0].startswith("-"):
+        raise RecipeError(
+            f"run needs a recipe as its first argument: {', '.join(shipped(START))}, or the path of "
+            f"a YAML file; got {rest[0] if rest else 'nothing'!r}."
+        )
+    recipe = find(rest[0], START)
+    overlays = tuple(find(name, ADD) for name in options.add)
+    plan = Plan(recipe, overlays, tuple(rest[1:]), choose_folder(options.output, recipe.stem))
+    from stablelightning.cli.session import run_plan
+
+    with announced(plan.folder):
+        run_plan(plan)
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise RecipeError(f"{message}; stablelightning run --help shows how it is written.")
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--add", action="append", default=[])
+    parser.add_argument("--output")
+    return parser

@@ -1,0 +1,39 @@
+"""The named slots ``stable.<concern>``: one callback each, which merge where YAML lists would not."""
+
+from dataclasses import dataclass
+from importlib import import_module
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One concern and the callback that usually fills it.
+
+    Args:
+        concern: the name after ``stable.``, which is also the prefix of the keys it logs.
+        callback: dotted path of the callback that is taken where only its settings are given.
+        help: one line for ``--help``.
+    """
+
+    concern: str
+    callback: str
+    help: str
+
+    @property
+    def key(self) -> str:
+        """The slot's key in a recipe and on the command line."""
+        return f"stable.{self.concern}"
+
+    def load(self) -> type:
+        """Import the usual callback, which also makes its short class name known to the parser."""
+        module, _, name = self.callback.rpartition(".")
+        return getattr(import_module(module), name)  # type: ignore[no-any-return]
+
+
+#: A new concern is a new line here.
+SLOTS = (
+    Slot(
+        "uncertainty",
+        "stablelightning.callbacks.uncertainty.EstimateUncertainty",
+        "Monte Carlo dropout when testing and predicting.",
+    ),
+)
