@@ -1,0 +1,54 @@
+"""One line and a status for every kind of exception."""
+
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from stablelightning.cli.failure import BROKEN, MEND, one_line
+from stablelightning.errors import DataError
+
+
+def state_dict_error(model: torch.nn.Module, state: dict) -> RuntimeError:
+    with pytest.raises(RuntimeError) as caught:
+        model.load_state_dict(state)
+    return caught.value
+
+
+def test_ours_keep_their_words():
+    assert one_line(DataError("rows must be > 0,\n got 0.")) == ("rows must be > 0, got 0.", MEND)
+
+
+def test_file_errors_name_the_file():
+    with pytest.raises(FileNotFoundError) as caught:
+        open("no/such/file.csv")
+    line, status = one_line(caught.value)
+    assert status == MEND
+    assert line.startswith("no/such/file.csv must be a file that can be read")
+
+
+def test_mismatched_shape_is_named():
+    error = state_dict_error(torch.nn.Linear(3, 2), torch.nn.Linear(5, 2).state_dict())
+    line, status = one_line(error)
+    assert status == MEND
+    assert "weight is (2, 5) in the checkpoint and (2, 3) in the model" in line
+
+
+def test_missing_and_unexpected_parameters_are_named():
+    linear = torch.nn.Linear(3, 2)
+    assert "it has no bias" in one_line(state_dict_error(linear, {"weight": linear.weight}))[0]
+    more = {**linear.state_dict(), "extra": torch.zeros(1)}
+    assert "its extra is unknown" in one_line(state_dict_error(linear, more))[0]
+
+
+def test_what_lightning_refuses_can_be_mended():
+    line, status = one_line(MisconfigurationException("no such\n accelerator"))
+    assert status == MEND
+    assert line == "Lightning refuses these settings: no such accelerator"
+
+
+def test_the_unexpected_is_status_one_and_points_to_debug():
+    line, status = one_line(KeyError("x"))
+    assert status == BROKEN
+    assert "KeyError" in line
+    assert "--debug" in line
+    assert "\n" not in line

@@ -1,0 +1,53 @@
+"""Choosing and checking the folder of a run."""
+
+import pytest
+
+from stablelightning.cli.output import announced, choose_folder, make_folder
+from stablelightning.errors import OutputError
+
+
+@pytest.fixture(autouse=True)
+def in_tmp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_default_takes_the_first_free_number(in_tmp):
+    assert choose_folder(None, "digits") == in_tmp / "runs" / "digits-1"
+    (in_tmp / "runs" / "digits-1").mkdir(parents=True)
+    assert choose_folder(None, "digits") == in_tmp / "runs" / "digits-2"
+
+
+def test_choosing_leaves_nothing_behind(in_tmp):
+    choose_folder(None, "digits")
+    choose_folder("deep/er/out", "digits")
+    assert list(in_tmp.iterdir()) == []
+
+
+def test_an_empty_folder_is_taken_a_full_one_is_not(in_tmp):
+    (in_tmp / "out").mkdir()
+    assert choose_folder("out", "digits") == in_tmp / "out"
+    (in_tmp / "out" / "file").touch()
+    with pytest.raises(OutputError, match="new or empty folder, got 'out'"):
+        choose_folder("out", "digits")
+
+
+@pytest.mark.parametrize("wanted", ["file", "file/below", "/proc/below", "/dev/null"])
+def test_what_cannot_be_a_folder_is_refused(in_tmp, wanted):
+    (in_tmp / "file").touch()
+    with pytest.raises(OutputError, match="can be written"):
+        choose_folder(wanted, "digits")
+
+
+def test_make_folder_reports_its_failure(in_tmp):
+    (in_tmp / "file").touch()
+    with pytest.raises(OutputError, match="can be written"):
+        make_folder(in_tmp / "file" / "below")
+
+
+def test_further_processes_take_the_announced_folder(in_tmp, monkeypatch):
+    with announced(in_tmp / "chosen"):
+        assert choose_folder(None, "digits") == in_tmp / "runs" / "digits-1"  # started by hand
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        assert choose_folder(None, "digits") == in_tmp / "chosen"
+    assert choose_folder(None, "digits") == in_tmp / "runs" / "digits-1"
