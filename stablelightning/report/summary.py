@@ -1,10 +1,19 @@
 """The numbers a run leaves behind: ``summary.json`` and ``predictions.parquet``."""
 
+import json
+import math
+import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from stablelightning.errors import DataError, StableLightningWarning
+from stablelightning.optional import require
+from stablelightning.report.files import written_whole
 
 Summary = dict[str, float | None]
 
@@ -12,25 +21,223 @@ Summary = dict[str, float | None]
 def ood_auroc(
     rows: Mapping[str, Tensor], out_rows: Mapping[str, Mapping[str, Tensor]]
 ) -> dict[str, float]:
-    """``ood/<set>/auroc_<score>`` for every set; ``rows`` are ``EstimateUncertainty.rows``."""
-    raise NotImplementedError
+    """Measure how well each uncertainty tells unknown inputs from known ones.
+
+    Args:
+        rows: ``EstimateUncertainty.rows`` of the test set.
+        out_rows: the same of every out-of-distribution set, by its name.
+
+    Returns:
+        ``ood/<set>/auroc_<score>`` in [0, 1]; 0.5 is chance, 1 separates fully. Scores of a
+        classifier are ``predictive_entropy`` and ``mutual_information`` of the samples,
+        ``max_softmax`` of the plain forward pass and ``max_softmax_mc`` of the sampled mean (both
+        as 1 - confidence); of a regression ``total_variance`` and ``epistemic_variance``. A score
+        that holds NaN gives NaN.
+
+    Raises:
+        DataError: a set is empty.
+
+    Source:
+        Hendrycks & Gimpel 2017, arXiv:1610.02136 (maximum softmax as the baseline, AUROC).
+
+    Example:
+        >>> known = {"mean": torch.tensor([1.0, 2.0]), "total": torch.tensor([0.1, 0.2])}
+        >>> far = {"mean": torch.tensor([9.0, 8.0]), "total": torch.tensor([5.0, 0.15])}
+        >>> ood_auroc(known, {"far": far})
+        {'ood/far/auroc_total_variance': 0.75}
+    """
+    known = _scores(rows)
+    result: dict[str, float] = {}
+    for name, other in out_rows.items():
+        unknown = _scores(other)
+        for score in known.keys() & unknown.keys():
+            result[f"ood/{name}/auroc_{score}"] = _auroc(known[score], unknown[score], name)
+    return dict(sorted(result.items()))
+
+
+def _scores(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every score of a row that grows with its uncertainty."""
+    if rows["mean"].ndim < 2:
+        names = {"total": "total_variance", "epistemic": "epistemic_variance"}
+        return {names[key]: rows[key] for key in names if key in rows}
+    names = {"total": "predictive_entropy", "epistemic": "mutual_information"}
+    scores = {names[key]: rows[key] for key in names if key in rows}
+    target = rows.get("target")
+    several_labels_each = target is not None and target.ndim == rows["mean"].ndim == 2
+    if not several_labels_each:
+        scores["max_softmax_mc"] = 1 - rows["mean"].double().amax(1)
+        if "deterministic" in rows:
+            scores["max_softmax"] = 1 - rows["deterministic"].double().amax(1)
+    return {name: _one_per_row(score) for name, score in scores.items()}
+
+
+def _one_per_row(score: Tensor) -> Tensor:
+    # Dense and multi-label rows hold one uncertainty per pixel or label; a set is known or unknown
+    # by the row, so the row's mean stands for it.
+    return score.double().flatten(1).mean(1) if score.ndim > 1 else score.double()
+
+
+def _auroc(known: Tensor, unknown: Tensor, name: str) -> float:
+    from torchmetrics.functional.classification import binary_auroc
+
+    if not len(known) or not len(unknown):
+        raise DataError(
+            f"an AUROC needs at least one row of both sets, got {len(known)} known and "
+            f"{len(unknown)} of {name!r}; remove this out-of-distribution set or give it data."
+        )
+    scores = torch.cat([known.cpu(), unknown.cpu()]).double()
+    if scores.isnan().any():
+        return math.nan
+    # torchmetrics sends scores outside [0, 1] through a sigmoid, which ties all large variances.
+    # Ranks keep the order, and stay within [0, 1].
+    ranks = torch.unique(scores, return_inverse=True)[1].double()
+    label = torch.cat([torch.zeros(len(known)), torch.ones(len(unknown))]).long()
+    return float(binary_auroc(ranks / max(float(ranks.max()), 1.0), label))
 
 
 def build_summary(*parts: Mapping[str, Any]) -> Summary:
-    """Merge flat dictionaries to one, keys sorted, plain floats; what is not finite becomes None."""
-    raise NotImplementedError
+    """Merge flat dictionaries of numbers to one, ready for ``summary.json``.
+
+    Args:
+        parts: each ``concern/quantity`` to a number or a tensor of one element. Where two parts
+            hold the same key, the later one wins.
+
+    Returns:
+        Plain floats and ``None``, keys sorted. JSON knows neither NaN nor infinity, so such a
+        number becomes ``None`` (``null`` in the file): it was computed and has no value. A
+        :class:`~stablelightning.errors.StableLightningWarning` names these keys and their values.
+
+    Raises:
+        DataError: a value is not one number.
+
+    Example:
+        >>> build_summary({"run/seconds": 3}, {"ood/far/auroc_entropy": torch.tensor(0.5)})
+        {'ood/far/auroc_entropy': 0.5, 'run/seconds': 3.0}
+    """
+    merged = {key: _number(key, value) for part in parts for key, value in part.items()}
+    summary: Summary = {
+        key: value if math.isfinite(value) else None for key, value in sorted(merged.items())
+    }
+    lost = [f"{key} is {merged[key]}" for key, value in summary.items() if value is None]
+    if lost:
+        warnings.warn(
+            f"JSON holds finite numbers only, so {', '.join(lost)} and stands as null in the "
+            "summary; look for non-finite inputs or predictions.",
+            StableLightningWarning,
+            stacklevel=2,
+        )
+    return summary
 
 
-def write_summary(folder: str | Path, summary: Mapping[str, Any]) -> Path:
-    """Write ``summary.json``."""
-    raise NotImplementedError
+def _number(key: str, value: Any) -> float:
+    try:
+        return math.nan if value is None else float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"a summary holds one number per key, got {type(value).__name__} for {key!r}; "
+            "pass a float or a tensor of one element."
+        ) from error
+
+
+def write_summary(folder: str | os.PathLike[str], summary: Mapping[str, float | None]) -> Path:
+    """Write ``summary.json`` into ``folder``, whole or not at all, keys sorted.
+
+    Args:
+        folder: made if it is not there; an old ``summary.json`` is replaced.
+        summary: what :func:`build_summary` gives.
+
+    Raises:
+        OutputError: the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> path = write_summary(tempfile.mkdtemp(), {"run/seconds": 3.0})
+        >>> path.name, json.loads(path.read_text())
+        ('summary.json', {'run/seconds': 3.0})
+    """
+    path = Path(folder) / "summary.json"
+    with written_whole(path) as temporary:
+        text = json.dumps(dict(summary), indent=2, sort_keys=True, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+    return path
 
 
 def write_predictions(
-    folder: str | Path, rows: Mapping[str, Tensor], *, name: str = "predictions.parquet"
+    folder: str | os.PathLike[str],
+    rows: Mapping[str, Tensor],
+    *,
+    name: str = "predictions.parquet",
 ) -> Path:
-    """Write ``predictions.parquet``: index, target, mean_0.., deterministic_0.., uncertainties."""
-    raise NotImplementedError
+    """Write one row per test example, whole or not at all, sorted by index.
+
+    Columns are the keys of ``rows``: those with one number per row under their own name, those
+    with a vector as ``mean_0``, ``mean_1``, ...; anything larger (dense predictions) as a list,
+    flattened. A classifier's rows also get ``prediction``, the class of the largest mean
+    probability.
+
+    Args:
+        folder: made if it is not there.
+        rows: ``EstimateUncertainty.rows``, tensors of equal length, on any device.
+        name: file name; an old file of this name is replaced.
+
+    Raises:
+        DataError: the tensors differ in length.
+        MissingPackageError: pyarrow is missing.
+        OutputError: the folder cannot be written.
+
+    Example:
+        >>> import tempfile, pyarrow.parquet
+        >>> rows = {"index": torch.tensor([1, 0]), "mean": torch.tensor([[0.9, 0.1], [0.2, 0.8]])}
+        >>> pyarrow.parquet.read_table(write_predictions(tempfile.mkdtemp(), rows)).to_pydict()
+        {'index': [0, 1], 'prediction': [1, 0], 'mean_0': [...], 'mean_1': [...]}
+    """
+    pyarrow = require("pyarrow", extra="recipes")
+    parquet = require("pyarrow.parquet", extra="recipes")
+    path = Path(folder) / name
+    table = pyarrow.table(_columns(rows))
+    with written_whole(path) as temporary:
+        parquet.write_table(table, temporary)
+    return path
+
+
+def _columns(rows: Mapping[str, Tensor]) -> dict[str, Any]:
+    host = _sorted_by_index(rows)
+    columns: dict[str, Any] = {}
+    for key, value in host.items():
+        if key == "mean" and _is_classification(host):
+            columns["prediction"] = value.argmax(1).numpy()
+        if value.ndim == 1:
+            columns[key] = value.numpy()
+        elif value.ndim == 2:
+            columns |= {f"{key}_{i}": value[:, i].numpy() for i in range(value.shape[1])}
+        else:
+            columns[key] = list(value.flatten(1).numpy())
+    return columns
+
+
+def _sorted_by_index(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    host = {key: _plain(value) for key, value in rows.items() if value is not None}
+    lengths = {key: len(value) for key, value in host.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(
+            f"every column of the predictions must have the same number of rows, got {lengths}; "
+            "pass the rows of one test run."
+        )
+    if "index" not in host:
+        return host
+    order = torch.argsort(host["index"], stable=True)
+    return {key: value[order] for key, value in host.items()}
+
+
+def _plain(value: Tensor) -> Tensor:
+    value = value.detach().cpu()
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+
+
+def _is_classification(rows: Mapping[str, Tensor]) -> bool:
+    target = rows.get("target")
+    one_class_each = target is None or (target.ndim == 1 and not target.is_floating_point())
+    return rows["mean"].ndim == 2 and rows["mean"].shape[1] > 1 and one_class_each
 
 
 def most_uncertain_rows(
@@ -40,5 +247,43 @@ def most_uncertain_rows(
     count: int = 50,
     class_names: Sequence[str] | None = None,
 ) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of the ``count`` least certain test rows, for ``log_table``."""
-    raise NotImplementedError
+    """Pick the test rows of which the model is least sure, as a table for ``log_table``.
+
+    Args:
+        rows: ``EstimateUncertainty.rows``.
+        by: the key to sort by, largest first.
+        count: the most rows to return; >= 1.
+        class_names: names in place of class numbers.
+
+    Returns:
+        Column names, and rows of plain values: index, target, prediction, confidence (of a
+        classifier) and every uncertainty.
+
+    Raises:
+        DataError: ``rows`` has no ``by``.
+
+    Example:
+        >>> mean = torch.tensor([[0.75, 0.25], [0.5, 0.5]])
+        >>> rows = {"mean": mean, "epistemic": torch.tensor([0.125, 0.25])}
+        >>> most_uncertain_rows(rows, count=1, class_names=["cat", "dog"])
+        (['prediction', 'confidence', 'epistemic'], [['cat', 0.5, 0.25]])
+    """
+    if by not in rows:
+        raise DataError(f"rows are sorted by one of {', '.join(sorted(rows))}, got {by!r}.")
+    host = _sorted_by_index(rows)
+    order = torch.argsort(_one_per_row(host[by]), descending=True, stable=True)[:count]
+    table: dict[str, list[Any]] = {}
+    for key, value in host.items():
+        if key == "mean" and _is_classification(host):
+            confidence, prediction = value[order].max(1)
+            table["prediction"] = _named(prediction, class_names)
+            table["confidence"] = confidence.tolist()
+        elif key == "target" and _is_classification(host):
+            table["target"] = _named(value[order], class_names)
+        elif value.ndim == 1:
+            table["prediction" if key == "mean" else key] = value[order].tolist()
+    return list(table), [list(row) for row in zip(*table.values(), strict=True)]
+
+
+def _named(classes: Tensor, class_names: Sequence[str] | None) -> list[Any]:
+    return [class_names[int(i)] if class_names else int(i) for i in classes]
