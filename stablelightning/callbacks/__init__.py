@@ -1,1 +1,6 @@
 """Floor 3: Lightning callbacks, one concern each."""
+
+from stablelightning.callbacks.recommended import recommended_callbacks
+from stablelightning.callbacks.uncertainty import EstimateUncertainty
+
+__all__ = ["EstimateUncertainty", "recommended_callbacks"]

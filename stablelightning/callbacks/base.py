@@ -1,0 +1,57 @@
+"""What every callback of this package has in common."""
+
+from typing import Any
+
+import lightning as L
+
+from stablelightning.errors import ModelError
+
+#: The stand-alone package of the same code. Its classes are other classes.
+_OTHER_PACKAGE = "pytorch_lightning"
+
+
+class StableCallback(L.Callback):
+    """Base of the callbacks here: refuses a Trainer or module from the other Lightning package.
+
+    Constructor arguments are kept as attributes of the same name, so that a callback reads as it
+    was written in the recipe, and validated in the constructor, so that a bad recipe dies before
+    the first step.
+
+    Example:
+        >>> class Count(StableCallback):
+        ...     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        ...         self.batches = batch_idx + 1
+        >>> Count().state_key
+        'Count'
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Check where the Trainer and the module come from."""
+        refuse_other_lightning(trainer, pl_module, name=type(self).__name__)
+
+
+def refuse_other_lightning(*objects: Any, name: str) -> None:
+    """Say it in words when an object comes from ``pytorch_lightning`` instead of ``lightning``.
+
+    Both packages get installed side by side. Lightning itself refuses a module of one in a Trainer
+    of the other, but a ``pytorch_lightning`` Trainer takes any callback and calls its hooks, and
+    then every ``isinstance`` against ``lightning.pytorch`` is false.
+
+    Args:
+        objects: a Trainer, a LightningModule, a data module.
+        name: who asks, for the message.
+
+    Raises:
+        ModelError: one of them is from ``pytorch_lightning``.
+
+    Example:
+        >>> refuse_other_lightning(L.LightningModule(), name="EstimateUncertainty")
+    """
+    for thing in objects:
+        for base in type(thing).__mro__:
+            if base.__module__.partition(".")[0] == _OTHER_PACKAGE:
+                raise ModelError(
+                    f"{name} needs lightning.pytorch, and {type(thing).__name__} is a "
+                    f"{base.__name__} of {_OTHER_PACKAGE}; import lightning as L everywhere "
+                    f"instead of {_OTHER_PACKAGE} (same code, other classes)."
+                )

@@ -1,0 +1,27 @@
+"""The callbacks that are worth having around any LightningModule."""
+
+import lightning as L
+
+from stablelightning.callbacks.uncertainty import EstimateUncertainty
+
+
+def recommended_callbacks() -> list[L.Callback]:
+    """Make the callbacks for ``Trainer(callbacks=...)``: safe around any module, useful with most.
+
+    - :class:`~stablelightning.EstimateUncertainty`, because a prediction without its uncertainty is
+      half an answer: Monte Carlo scores from ``Trainer.test``, a
+      :class:`~stablelightning.Prediction` per batch from ``Trainer.predict``. It costs nothing in
+      ``fit``, and steps aside in words around a model that has nothing random in it
+      (``required=False``), where ``predict`` gives what the module's own ``predict_step`` gives.
+
+    The list grows with this package. For other settings, write the callbacks out:
+    ``callbacks=[EstimateUncertainty(samples=100)]``.
+
+    Returns:
+        New callbacks at every call, as each belongs to one Trainer.
+
+    Example:
+        >>> [type(callback).__name__ for callback in recommended_callbacks()]
+        ['EstimateUncertainty']
+    """
+    return [EstimateUncertainty(required=False)]

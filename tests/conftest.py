@@ -1,0 +1,47 @@
+"""What every test stands on: one thread, no network, no display, repeatable numbers."""
+
+import os
+import random
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+# Before anything imports them.
+_WANDB = Path(tempfile.mkdtemp(prefix="stablelightning-wandb-"))
+os.environ.update(
+    {
+        "MPLBACKEND": "Agg",
+        "OMP_NUM_THREADS": "1",
+        "WANDB_MODE": "offline",
+        "WANDB_SILENT": "true",
+        "WANDB_DIR": str(_WANDB),
+        "WANDB_CACHE_DIR": str(_WANDB / "cache"),
+        "WANDB_CONFIG_DIR": str(_WANDB / "config"),
+        "WANDB_DATA_DIR": str(_WANDB / "data"),
+    }
+)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_WANDB, ignore_errors=True)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and there is none here; run pytest -m gpu where one is")
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """Every test starts from the same state of every generator."""
+    random.seed(0)
+    torch.manual_seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    return 0
