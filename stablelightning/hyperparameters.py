@@ -1,0 +1,74 @@
+"""What a checkpoint keeps of a module's constructor, for ``load_from_checkpoint`` to call it."""
+
+import inspect
+from types import FrameType
+from typing import Any
+
+import lightning as L
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def keep_hyperparameters(module: L.LightningModule) -> None:
+    """Keep the plain arguments of the constructor that is running, under ``module.hparams``.
+
+    To be called from a base's ``__init__``. What counts are the arguments of the class that was
+    called, not those of its bases: a base's ``task="regression"`` that the class passes itself
+    would come twice when the checkpoint is loaded. Numbers, strings, booleans, ``None`` and
+    containers of these are kept; the rest (modules, optimizers) could not be loaded by
+    ``torch.load(weights_only=True)``. Under LightningCLI the recipe of the model is kept whole.
+
+    Nothing is logged: Lightning refuses to log when a data module logs the same name with another
+    value, and the user has not asked for it.
+
+    Args:
+        module: the module under construction.
+
+    Example:
+        >>> class Net(L.LightningModule):
+        ...     def __init__(self, width, optimizer):
+        ...         super().__init__()
+        ...         keep_hyperparameters(self)
+        >>> dict(Net(8, object()).hparams)
+        {'width': 8}
+    """
+    constructor, bottom = _frames(module)
+    # Lightning looks for arguments in the frames above the one it is given. There are none above
+    # the bottom one, so it takes what LightningCLI brings, or else what it is handed.
+    module.save_hyperparameters(logger=False, frame=bottom)
+    if not module.hparams and constructor is not None:
+        module.save_hyperparameters(_plain_arguments(constructor), logger=False, frame=bottom)
+
+
+def _frames(module: L.LightningModule) -> tuple[FrameType | None, FrameType]:
+    """The frame of the outermost ``__init__`` of this very object, and the bottom of the stack."""
+    frame = inspect.currentframe()
+    assert frame is not None
+    constructor = None
+    while True:
+        names = frame.f_code.co_varnames
+        is_init = frame.f_code.co_name == "__init__" and len(names) > 0
+        if is_init and frame.f_locals.get(names[0]) is module:
+            constructor = frame
+        if frame.f_back is None:
+            return constructor, frame
+        frame = frame.f_back
+
+
+def _plain_arguments(frame: FrameType) -> dict[str, Any]:
+    names, _, keywords, values = inspect.getargvalues(frame)
+    given = {name: values[name] for name in names[1:] if name in values}
+    # Keyword-only arguments are not among getargvalues' names.
+    code = frame.f_code
+    only = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+    given |= {name: values[name] for name in only if name in values}
+    given |= values.get(keywords, {}) if keywords is not None else {}
+    return {name: value for name, value in given.items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) in (list, tuple):
+        return all(map(_is_plain, value))
+    if type(value) is dict:
+        return all(map(_is_plain, value)) and all(map(_is_plain, value.values()))
+    return type(value) in _PLAIN
