@@ -28,7 +28,9 @@ def stack_outputs(outputs: list[Any]) -> Any:
             "every sample must have the same output structure, and this model's differs from pass to "
             "pass; pass call= a function that returns the part that is always there."
         )
-    return tree_unflatten([_stack_leaf(list(leaves)) for leaves in zip(*flat, strict=True)], specs[0])
+    return tree_unflatten(
+        [_stack_leaf(list(leaves)) for leaves in zip(*flat, strict=True)], specs[0]
+    )
 
 
 def concatenate_chunks(chunks: list[Any]) -> Any:

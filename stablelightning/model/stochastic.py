@@ -140,18 +140,14 @@ class _FunctionalDropoutOn(TorchFunctionMode):
                 module.register_forward_pre_hook(lambda *_, own=own: self.stack.append(own))
             )
             self.hooks.append(
-                module.register_forward_hook(
-                    lambda *_: self.stack.pop() and None, always_call=True
-                )
+                module.register_forward_hook(lambda *_: self.stack.pop() and None, always_call=True)
             )
 
     def detach(self) -> None:
         for hook in self.hooks:
             hook.remove()
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func in _FUNCTIONAL_DROPOUTS and self.stack[-1]:
             bound = inspect.signature(func).bind(*args, **kwargs)

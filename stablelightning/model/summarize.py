@@ -150,5 +150,3 @@ class Summary:
             variation_ratio=ratio,
             samples=samples,
         )
-
-

@@ -1,0 +1,208 @@
+"""Skipping whole modules of a taped prefix, so that a replay does not pay for their Python.
+
+Only modules whose code is known to be a function of its inputs and weights are skipped: those of
+torch.nn, torchvision and timm, all the way down, without hooks. What a user wrote is always run.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from stablelightning.model.tape import CannotReplay, Given, Made
+
+if TYPE_CHECKING:
+    from stablelightning.model.replay import Player, Recorder
+
+_TRUSTED_PACKAGES = ("torch.nn.modules.", "torchvision.models.", "torchvision.ops.", "timm.")
+
+
+@dataclass(slots=True)
+class _Call:
+    """One completed call of a trusted module within the prefix."""
+
+    end: int
+    args: Any
+    kwargs: Any
+    outputs: list[Any]
+    spec: Any
+    weights: list[tuple[dict[str, Any], str, Tensor | None, int, int]]
+
+
+def trusted_modules(model: nn.Module) -> list[nn.Module]:
+    """Modules of ``model`` that may be skipped as a whole."""
+    trusted: dict[nn.Module, bool] = {}
+
+    def visit(module: nn.Module) -> bool:
+        if module not in trusted:
+            trusted[module] = False  # a cycle is nothing to trust
+            inside = [visit(child) for child in module.children()]
+            trusted[module] = all(inside) and _is_plain(module)
+        return trusted[module]
+
+    visit(model)
+    return [module for module, trust in trusted.items() if trust]
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return (
+        type(module).__module__.startswith(_TRUSTED_PACKAGES)
+        and "forward" not in vars(module)
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+    )
+
+
+class Shortcuts:
+    """The calls of trusted modules that a recorded prefix contains.
+
+    Args:
+        model: its trusted modules are watched while a tape is recorded, and skipped on replays.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = trusted_modules(model)
+        self._calls: dict[tuple[int, int], _Call] = {}
+
+    @contextmanager
+    def recorded(self, recorder: "Recorder") -> Iterator[None]:
+        """Note every completed call of a trusted module."""
+
+        def wrap(module: nn.Module) -> Any:
+            forward = module.forward
+
+            def noted(*args: Any, **kwargs: Any) -> Any:
+                if recorder.finished:
+                    return forward(*args, **kwargs)
+                start = len(recorder.tape.operations)
+                try:
+                    with _unwatched():
+                        given = tree_map(recorder.tape.describe_leaf, (args, kwargs))
+                except CannotReplay:
+                    return forward(*args, **kwargs)
+                output = forward(*args, **kwargs)
+                if not recorder.finished:
+                    with _unwatched():
+                        self._note(module, start, recorder, given, args, output)
+                return output
+
+            return noted
+
+        with _forwards({m: wrap(m) for m in self._modules}):
+            yield
+
+    @contextmanager
+    def taken(self, player: "Player") -> Iterator[None]:
+        """Answer calls of trusted modules from the tape."""
+
+        def wrap(module: nn.Module) -> Any:
+            forward, key = module.forward, id(module)
+            calls = self._calls
+
+            def skipped(*args: Any, **kwargs: Any) -> Any:
+                call = calls.get((key, player.position))
+                if call is not None and player.diverged is None:
+                    with _unwatched():
+                        if (
+                            player.agree(call.args, args)
+                            and player.agree(call.kwargs, kwargs)
+                            and _untouched(call.weights)
+                        ):
+                            player.position = call.end
+                            return _answer(call, args)
+                return forward(*args, **kwargs)
+
+            return skipped
+
+        called = {key for key, _ in self._calls}
+        with _forwards({m: wrap(m) for m in self._modules if id(m) in called}):
+            yield
+
+    def _note(
+        self,
+        module: nn.Module,
+        start: int,
+        recorder: "Recorder",
+        given: Any,
+        args: Any,
+        output: Any,
+    ) -> None:
+        leaves, spec = tree_flatten(output)
+        outputs: list[Any] = []
+        for leaf in leaves:
+            position = next((i for i, a in enumerate(args) if a is leaf), None)
+            if position is not None and isinstance(leaf, Tensor):
+                outputs.append(_Argument(position))
+                continue
+            try:
+                outputs.append(recorder.tape.describe_leaf(leaf))
+            except CannotReplay:
+                return
+        end = len(recorder.tape.operations)
+        self._calls[id(module), start] = _Call(end, *given, outputs, spec, _weights(module))
+
+
+@dataclass(frozen=True, slots=True)
+class _Argument:
+    """An output that is one of the arguments, written in place."""
+
+    position: int
+
+
+def _answer(call: _Call, args: Any) -> Any:
+    leaves = []
+    for output in call.outputs:
+        if isinstance(output, _Argument):
+            leaves.append(args[output.position])
+        elif isinstance(output, Made | Given):
+            assert output.template is not None
+            leaves.append(output.template.detach())
+        else:
+            leaves.append(output)
+    return leaves[0] if call.spec.is_leaf() else tree_unflatten(leaves, call.spec)
+
+
+def _weights(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor | None, int, int]]:
+    found = []
+    for owner in module.modules():
+        for table in (owner._parameters, owner._buffers):
+            for name, tensor in table.items():
+                state = (0, 0) if tensor is None else _state(tensor)
+                found.append((table, name, tensor, *state))
+    return found
+
+
+def _state(tensor: Tensor) -> tuple[int, int]:
+    return 0 if tensor.is_inference() else tensor._version, tensor.data_ptr()
+
+
+def _untouched(weights: list[tuple[dict[str, Any], str, Tensor | None, int, int]]) -> bool:
+    for table, name, tensor, version, pointer in weights:
+        if table.get(name) is not tensor:
+            return False
+        if tensor is not None and _state(tensor) != (version, pointer):
+            return False
+    return True
+
+
+@contextmanager
+def _unwatched() -> Iterator[None]:
+    """Look at tensors without the watching modes seeing it."""
+    with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
+        yield
+
+
+@contextmanager
+def _forwards(replacements: dict[nn.Module, Any]) -> Iterator[None]:
+    """Give modules another ``forward`` for a while, on the instance."""
+    try:
+        for module, forward in replacements.items():
+            vars(module)["forward"] = forward
+        yield
+    finally:
+        for module in replacements:
+            vars(module).pop("forward", None)

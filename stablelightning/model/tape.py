@@ -1,0 +1,237 @@
+"""The tape: the operations of a deterministic prefix, and what the rest of the pass can still read."""
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._pytree import tree_leaves, tree_map
+
+from stablelightning.model.trace import storage_key
+
+#: Constants that a forward makes anew on each call are compared by value up to this many elements.
+_LARGEST_CONSTANT = 64
+
+_Layout = tuple[int, torch.Size, tuple[int, ...], torch.dtype]
+
+
+class CannotReplay(Exception):
+    """Why a pass cannot be put on tape, in words."""
+
+
+def _layout(tensor: Tensor) -> _Layout:
+    return tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+class Made:
+    """A tensor that the prefix made: a place in one of the tape's storages."""
+
+    __slots__ = ("key", "layout", "number", "storage", "template")
+
+    def __init__(self, number: int, storage: int, tensor: Tensor) -> None:
+        self.number = number
+        self.storage = storage
+        self.layout = _layout(tensor)
+        self.key = 0
+        self.template: Tensor | None = None
+
+    def is_same(self, other: Tensor) -> bool:
+        """Whether ``other`` is this place: the same memory and layout."""
+        return storage_key(other) == self.key and _layout(other) == self.layout
+
+
+class Given:
+    """A tensor from outside: a parameter, a buffer, an input, a constant made by the forward."""
+
+    __slots__ = ("layout", "pointer", "template", "value", "version")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.template = tensor
+        self.layout = _layout(tensor)
+        self.version = _version(tensor)
+        self.pointer = tensor.data_ptr()
+        small = tensor.device.type == "cpu" and tensor.numel() <= _LARGEST_CONSTANT
+        self.value = tensor.clone() if small else None
+
+    def is_same(self, other: Tensor) -> bool:
+        """Whether ``other`` is this tensor, unwritten since, or a small constant of equal value."""
+        if other is self.template:  # its .data may have been swapped
+            return _version(other) == self.version and other.data_ptr() == self.pointer
+        if other.device != self.template.device or _layout(other) != self.layout:
+            return False
+        if storage_key(other) == storage_key(self.template):
+            return _version(other) == self.version
+        return self.value is not None and torch.equal(other, self.value)
+
+
+class Operation:
+    """One call: its overload, what it was given, and what it gave."""
+
+    __slots__ = ("args", "has_tensors", "kwargs", "many", "op", "outputs", "returned")
+
+    def __init__(self, op: OpOverload, args: Any, kwargs: Any) -> None:
+        self.op = op
+        self.args = args
+        self.kwargs = kwargs
+        self.has_tensors = any(isinstance(leaf, Made | Given) for leaf in tree_leaves(args))
+        self.many: type | None = None
+        self.outputs: list[Any] = []
+        self.returned: list[int | None] = []
+
+
+class Tape:
+    """Records a prefix; after :meth:`close`, holds what is needed to answer for it.
+
+    Memory is held by weak reference while recording. What is alive at the first random draw is all
+    that the rest can read, and is kept; everything else gets a stand-in of the same layout whose
+    storage is empty, so that a replay needs no more memory than a pass.
+    """
+
+    def __init__(self) -> None:
+        self.operations: list[Operation] = []
+        self.frontier: Operation | None = None
+        self.values: list[Made] = []
+        self.alive: dict[int, Tensor] = {}
+        self.dead: set[int] = set()
+        self._weak: list[StorageWeakRef] = []
+        self._bytes: list[tuple[int, torch.device]] = []
+        self._storages: list[torch.UntypedStorage] = []
+        self._number: dict[int, int] = {}
+        self._objects: dict[int, tuple[weakref.ref[Tensor], Made]] = {}
+
+    def owns(self, tensor: Tensor) -> bool:
+        """Whether the prefix made the memory behind ``tensor``."""
+        number = self._number.get(storage_key(tensor))
+        return number is not None and not self._weak[number].expired()
+
+    def describe(self, op: OpOverload, args: Any, kwargs: Any) -> Operation:
+        """Describe a call before it runs.
+
+        Raises:
+            CannotReplay: an argument cannot be put on tape.
+        """
+        return Operation(
+            op, tree_map(self.describe_leaf, args), tree_map(self.describe_leaf, kwargs)
+        )
+
+    def add(self, operation: Operation, args: tuple[Any, ...], output: Any) -> None:
+        """Record a call that has run.
+
+        Raises:
+            CannotReplay: its result cannot be put on tape.
+        """
+        operation.many = type(output) if isinstance(output, list | tuple) else None
+        for leaf in output if operation.many else (output,):
+            if not isinstance(leaf, Tensor):
+                if isinstance(leaf, list | tuple):
+                    raise CannotReplay(f"{operation.op} returns a nested structure")
+                operation.returned.append(None)
+                operation.outputs.append(leaf)
+                continue
+            position = next((i for i, a in enumerate(args) if a is leaf), None)
+            operation.returned.append(position)
+            operation.outputs.append(self._make(leaf, operation) if position is None else None)
+        self.operations.append(operation)
+
+    def close(self, frontier: Operation) -> None:
+        """End the prefix at its first random draw.
+
+        Raises:
+            CannotReplay: an operation changed the size of memory that it was given.
+        """
+        self.frontier = frontier
+        for weak, (size, device) in zip(self._weak, self._bytes, strict=True):
+            if weak.expired():
+                storage = torch.UntypedStorage(size, device=device)
+                self.dead.add(storage._cdata)
+            else:
+                storage = torch.UntypedStorage._new_with_weak_ptr(weak.cdata)  # type: ignore[attr-defined]
+                if storage.nbytes() != size:
+                    raise CannotReplay("an operation resized a tensor in place")
+                self.alive[storage._cdata] = _whole(storage)
+            self._storages.append(storage)
+        for value in self.values:
+            storage = self._storages[value.storage]
+            offset, shape, stride, dtype = value.layout
+            template = torch.empty(0, dtype=dtype, device=storage.device)
+            value.template = template.set_(storage, offset, shape, stride)
+            value.key = storage._cdata
+        for storage in self._storages:
+            if storage._cdata in self.dead:
+                storage.resize_(0)
+        self._objects.clear()
+
+    def recompute(self, upto: int, *, keep_alive: bool = False) -> None:
+        """Fill the tape's memory with what it held before operation ``upto``.
+
+        Args:
+            upto: operations before this one are run again, on the tape's own memory.
+            keep_alive: leave as it is the memory that was alive at the frontier.
+        """
+        kept = {key: whole.clone() for key, whole in self.alive.items()} if keep_alive else {}
+        for storage, (size, _) in zip(self._storages, self._bytes, strict=True):
+            if storage.nbytes() != size:
+                storage.resize_(size)
+        for operation in self.operations[:upto]:
+            args, kwargs = tree_map(_template, (operation.args, operation.kwargs))
+            results = operation.op(*args, **kwargs)
+            results = results if operation.many else (results,)
+            for output, result in zip(operation.outputs, results, strict=True):
+                if isinstance(output, Made) and storage_key(result) != output.key:
+                    assert output.template is not None
+                    output.template.copy_(result)
+        for key, whole in kept.items():
+            self.alive[key].copy_(whole)
+
+    def describe_leaf(self, leaf: Any) -> Any:
+        """A tensor becomes its place on the tape, or a note of what was given; the rest stays."""
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if type(leaf) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
+            raise CannotReplay(f"a {type(leaf).__name__} runs code of its own")
+        _check_strided(leaf)
+        known = self._objects.get(id(leaf))
+        if known is not None and known[0]() is leaf:
+            return known[1]
+        return self._value(leaf) if self.owns(leaf) else Given(leaf)
+
+    def _make(self, tensor: Tensor, operation: Operation) -> Made | Given:
+        _check_strided(tensor)
+        if not self.owns(tensor):
+            storage = tensor.untyped_storage()
+            leaves = tree_leaves((operation.args, operation.kwargs))
+            if any(
+                isinstance(g, Given) and storage_key(g.template) == storage._cdata for g in leaves
+            ):
+                return Given(tensor)  # a view of memory from outside
+            self._number[storage._cdata] = len(self._weak)
+            self._weak.append(StorageWeakRef(storage))
+            self._bytes.append((storage.nbytes(), tensor.device))
+        value = self._value(tensor)
+        self._objects[id(tensor)] = (weakref.ref(tensor), value)
+        return value
+
+    def _value(self, tensor: Tensor) -> Made:
+        value = Made(len(self.values), self._number[storage_key(tensor)], tensor)
+        self.values.append(value)
+        return value
+
+
+def _check_strided(tensor: Tensor) -> None:
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        raise CannotReplay(f"a tensor has layout {tensor.layout}")
+
+
+def _template(leaf: Any) -> Any:
+    return leaf.template if isinstance(leaf, Made | Given) else leaf
+
+
+def _whole(storage: torch.UntypedStorage) -> Tensor:
+    empty = torch.empty(0, dtype=torch.uint8, device=storage.device)
+    return empty.set_(storage, 0, (storage.nbytes(),), (1,))
