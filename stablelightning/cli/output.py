@@ -82,7 +82,7 @@ def announced(folder: Path) -> Iterator[None]:
             os.environ[_CHOSEN] = before
 
 
-def remove_empty_run(folder: Path) -> None:
+def remove_stillborn(folder: Path) -> None:
     """Remove the folder of a run that ended before its first training step, if it is ours alone."""
     if (folder / "checkpoints").exists() or (folder / "summary.json").exists():
         return

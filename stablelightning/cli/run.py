@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from stablelightning.cli.output import announced, choose_folder
 from stablelightning.cli.recipes import ADD, START, find, listing, shipped
@@ -73,13 +74,16 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise RecipeError(f"{message}; stablelightning run --help shows how it is written.")
+class LightParser(argparse.ArgumentParser):
+    """Takes the options of a verb out of the line, and leaves the settings to LightningCLI."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise argparse's message as a ``RecipeError``."""
+        raise RecipeError(f"{message}; write the verb with --help to see its options.")
 
 
 def _options() -> argparse.ArgumentParser:
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = LightParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--add", action="append", default=[])

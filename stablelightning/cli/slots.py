@@ -1,7 +1,8 @@
 """The named slots ``stable.<concern>``: one callback each, which merge where YAML lists would not."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -12,11 +13,14 @@ class Slot:
         concern: the name after ``stable.``, which is also the prefix of the keys it logs.
         callback: dotted path of the callback that is taken where only its settings are given.
         help: one line for ``--help``.
+        unasked: its arguments in a ``run`` whose recipe does not mention the slot; ``None`` leaves
+            the slot empty there.
     """
 
     concern: str
     callback: str
     help: str
+    unasked: dict[str, Any] | None = field(default=None)
 
     @property
     def key(self) -> str:
@@ -35,5 +39,8 @@ SLOTS = (
         "uncertainty",
         "stablelightning.callbacks.uncertainty.EstimateUncertainty",
         "Monte Carlo dropout when testing and predicting.",
+        # Every run estimates uncertainty; where nobody asked for it, a model that has nothing random
+        # in it is told so in a warning, not an error.
+        unasked={"required": False},
     ),
 )

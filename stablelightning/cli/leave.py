@@ -1,0 +1,140 @@
+"""What a run leaves: numbers, predictions, plots, a table in the terminal, and the same in W&B."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from stablelightning.optional import require
+from stablelightning.report import plots
+from stablelightning.report.summary import (
+    build_summary,
+    most_uncertain_rows,
+    ood_auroc,
+    write_predictions,
+    write_summary,
+)
+from stablelightning.report.table import print_summary
+from stablelightning.report.wandb import describe_run, log_figure, log_summary, log_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from stablelightning.cli.unknown import ObserveUnknown
+
+Rows = dict[str, Tensor]
+
+#: What is needed at the end of a run, and so looked for at its beginning.
+_NEEDED = ("matplotlib", "pyarrow", "rich")
+_EXAMPLES = 50  #: rows of the W&B table
+_NINE = 9
+
+
+def require_what_is_needed() -> None:
+    """Find out before training whether the results can be written after it.
+
+    Raises:
+        MissingPackageError: a package of the extra ``recipes`` is missing.
+    """
+    for name in _NEEDED:
+        require(name, extra="recipes")
+
+
+def leave_results(
+    trainer: L.Trainer, folder: Path, *, unknown: "ObserveUnknown | None", seconds: float
+) -> None:
+    """Write and show the results of a tested model; for process 0.
+
+    Args:
+        trainer: after ``test``.
+        folder: the folder of the run.
+        unknown: what was seen of the out-of-distribution sets and, through its ``estimate``, of the
+            test set; ``None`` where uncertainty was not estimated.
+        seconds: how long the run took, until now.
+    """
+    data = trainer.datamodule
+    rows = unknown.estimate.rows if unknown else {}
+    summary = build_summary(
+        trainer.callback_metrics,
+        unknown.estimate.results if unknown else {},
+        ood_auroc(rows, unknown.rows) if unknown and rows else {},
+        {"run/epochs": trainer.current_epoch, "run/seconds": seconds},
+    )
+    write_summary(folder, summary)
+    log_summary(trainer.loggers, summary)
+    if unknown and rows:
+        write_predictions(folder, rows)
+        for name, figure in _figures(rows, unknown.rows, data):
+            plots.save_figure(figure, folder / "plots" / f"{name}.png")
+            log_figure(trainer.loggers, f"uncertainty/{name}", figure)
+        _log_examples(trainer, rows)
+    print_summary(summary, title=folder.name)
+    print(f"Results: {folder}")
+    if line := describe_run(trainer.loggers):
+        print(line)
+
+
+def _figures(
+    rows: Rows, unknown: dict[str, Rows], data: Any
+) -> Iterator[tuple[str, "Figure"]]:
+    mean, target = rows["mean"], rows.get("target")
+    if target is not None and mean.ndim == 2 and target.ndim == 1:
+        both = {"one pass": rows["deterministic"], "mean of the samples": mean}
+        yield "reliability", plots.reliability_diagram(both, target)
+        if figure := _nine(rows, data):
+            yield "most_uncertain", figure
+    elif target is not None and mean.ndim == 1:
+        std = rows["total"].clamp(min=0).sqrt()
+        yield "intervals", plots.interval_plot(mean, std, target)
+        yield "interval_calibration", plots.interval_calibration(mean, std, target)
+    if unknown and rows["epistemic"].ndim == 1:
+        label = "mutual information (nats)" if mean.ndim == 2 else "epistemic variance"
+        others = {name: other["epistemic"] for name, other in unknown.items()}
+        yield "out_of_distribution", plots.ood_histogram(rows["epistemic"], others, label=label)
+
+
+def _nine(rows: Rows, data: Any) -> "Figure | None":
+    """The nine test inputs of which the model is least sure, if they are images."""
+    chosen = rows["epistemic"].argsort(descending=True, stable=True)[:_NINE]
+    images = _images(data, rows["index"][chosen])
+    if images is None:
+        return None
+    return plots.most_uncertain_grid(
+        images,
+        rows["mean"][chosen],
+        rows["epistemic"][chosen],
+        rows["target"][chosen],
+        class_names=getattr(data, "class_names", None),
+    )
+
+
+def _images(data: Any, index: Tensor) -> Tensor | None:
+    """Test inputs by their index, ``(n, channels, height, width)``; ``None`` if they are no images.
+
+    Rows of pixels are images too where the data module says how many ``in_channels`` they have.
+    """
+    channels = getattr(data, "in_channels", None)
+    if channels is None or not hasattr(data, "test_dataloader"):
+        return None
+    dataset = data.test_dataloader().dataset
+    inputs = torch.stack([dataset[int(i)][0] for i in index])
+    if inputs.ndim == 2:
+        side = round((inputs.shape[1] / channels) ** 0.5)
+        inputs = inputs.view(len(inputs), channels, side, side)
+    return inputs
+
+
+def _log_examples(trainer: L.Trainer, rows: Rows) -> None:
+    data = trainer.datamodule
+    names = getattr(data, "class_names", None)
+    columns, examples = most_uncertain_rows(rows, count=_EXAMPLES, class_names=names)
+    place = columns.index("index")
+    images = _images(data, torch.tensor([example[place] for example in examples]))
+    if images is not None:
+        columns = [*columns, "image"]
+        shown = [image.movedim(0, -1) if len(image) == 3 else image[0] for image in images]
+        examples = [[*example, image] for example, image in zip(examples, shown, strict=True)]
+    log_table(trainer.loggers, "uncertainty/most_uncertain_examples", columns, examples)

@@ -1,0 +1,154 @@
+"""``stablelightning predict RUN_FOLDER``: new predictions from what a run left."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stablelightning.cli.output import check_writable
+from stablelightning.cli.run import LightParser
+from stablelightning.errors import CheckpointError, RecipeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_HELP = """\
+usage: stablelightning predict RUN_FOLDER [--data FILE | --data.KEY=VALUE]... [--output FILE]
+
+Predict with the best checkpoint of a run, and write one row per input.
+
+  RUN_FOLDER        the folder that stablelightning run left
+  --data FILE       predict the rows of this file, or the images of this folder
+  --data.KEY=VALUE  override any other setting of the data; without any, the test set is predicted
+  --output FILE     a .parquet file; RUN_FOLDER/predict-<n>.parquet otherwise
+  --checkpoint FILE another checkpoint than RUN_FOLDER/checkpoints/best.ckpt
+  --KEY=VALUE       override any other setting, such as --stable.uncertainty.samples=200
+
+stablelightning predict --config FILE predicts as LightningCLI does; see
+stablelightning predict --config FILE --help."""
+
+
+def main(arguments: list[str]) -> int:
+    """Predict from the folder of a run; the first argument is the folder.
+
+    Raises:
+        RecipeError: the folder is not that of a run, or a setting is unknown.
+        CheckpointError: there is no checkpoint in it, or it does not fit.
+        OutputError: the output cannot be written.
+    """
+    options, overrides = _options().parse_known_args(arguments[1:])
+    if options.help:
+        print(_HELP)
+        return 0
+    folder = Path(arguments[0]).expanduser()
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise RecipeError(
+            f"predict needs the folder of a run, with its config.yaml, got {arguments[0]!r} without "
+            "one; name the folder that stablelightning run printed as its results."
+        )
+    checkpoint = _checkpoint(folder, options.checkpoint)
+    output = Path(options.output).expanduser() if options.output else _free_name(folder)
+    if output.suffix != ".parquet":
+        raise RecipeError(f"--output must be a .parquet file, got {options.output!r}.")
+    check_writable(output.parent)
+    _predict(config, checkpoint, output, _with_data(options.data, overrides))
+    print(f"Predictions: {output}")
+    return 0
+
+
+def _predict(config: Path, checkpoint: Path, output: Path, overrides: list[str]) -> None:
+    from stablelightning.cli.lightning import StableCLI, checkpoint_errors
+    from stablelightning.cli.quiet import quiet
+    from stablelightning.report.summary import write_predictions
+
+    quiet()
+    # One process, so that the rows come in order, and no record of the prediction as if of a run.
+    arguments = [f"--config={config}", "--trainer.logger=false", "--trainer.devices=1"]
+    arguments += ["--trainer.strategy=auto", "--trainer.enable_checkpointing=false"]
+    arguments += ["--trainer.default_root_dir=null", *overrides]
+    cli = StableCLI(arguments, run=False, save_config_callback=None)
+    with checkpoint_errors():
+        predictions = cli.trainer.predict(
+            cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint)
+        )
+    rows = rows_of(predictions)
+    write_predictions(output.parent, rows, name=output.name)
+
+
+def rows_of(predictions: Any) -> "dict[str, Tensor]":
+    """Columns of equal length from what ``Trainer.predict`` returned, batch by batch.
+
+    A :class:`~stablelightning.Prediction` gives its mean and its uncertainties, a tensor is the
+    mean, a ``Gaussian`` its mean and its variance as ``aleatoric``.
+
+    Raises:
+        RecipeError: nothing was predicted, or the batches are none of these.
+    """
+    import torch
+
+    from stablelightning.model.prediction import Prediction
+    from stablelightning.model.summarize import select_output
+
+    parts: list[dict[str, Any]] = []
+    for batch in _flat(predictions):
+        if isinstance(batch, Prediction):
+            names = ("mean", "total", "aleatoric", "epistemic", "variation_ratio")
+            parts.append({name: getattr(batch, name) for name in names})
+        else:
+            output = select_output(batch)
+            gaussian = not isinstance(output, torch.Tensor)
+            mean, variance = output if gaussian else (output, None)
+            parts.append({"mean": mean, "aleatoric": variance})
+    if not parts:
+        raise RecipeError(
+            "predict needs at least one batch, and the data gave none; name other data with --data."
+        )
+    names = [name for name, value in parts[0].items() if value is not None]
+    rows = {name: torch.cat([part[name].cpu() for part in parts]) for name in names}
+    return {"index": torch.arange(len(rows["mean"])), **rows}
+
+
+def _flat(predictions: Any) -> list[Any]:
+    """The batches of all dataloaders, in their order."""
+    from stablelightning.model.prediction import Prediction
+
+    flat: list[Any] = []
+    for entry in predictions or []:
+        nested = isinstance(entry, list) and entry and isinstance(entry[0], Prediction)
+        flat += entry if nested else [entry]
+    return flat
+
+
+def _checkpoint(folder: Path, wanted: str | None) -> Path:
+    checkpoint = Path(wanted).expanduser() if wanted else folder / "checkpoints" / "best.ckpt"
+    if not checkpoint.is_file():
+        raise CheckpointError(
+            f"predict needs a checkpoint, and {checkpoint} does not exist; "
+            "name one with --checkpoint."
+        )
+    return checkpoint
+
+
+def _free_name(folder: Path) -> Path:
+    number = 1
+    while (folder / f"predict-{number}.parquet").exists():
+        number += 1
+    return folder / f"predict-{number}.parquet"
+
+
+def _with_data(data: str | None, overrides: list[str]) -> list[str]:
+    """``--data FILE`` names what is to be predicted; a class or a dict is LightningCLI's own."""
+    if data is None:
+        return overrides
+    if Path(data).expanduser().exists():
+        return [f"--data.predict_path={data}", *overrides]
+    return [f"--data={data}", *overrides]
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = LightParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--data")
+    parser.add_argument("--output")
+    parser.add_argument("--checkpoint")
+    return parser

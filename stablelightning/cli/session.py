@@ -1,0 +1,168 @@
+"""One run of a recipe: train, test the best checkpoint with Monte Carlo dropout, report."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from jsonargparse import Namespace
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from stablelightning.callbacks.uncertainty import EstimateUncertainty
+from stablelightning.cli.leave import leave_results, require_what_is_needed
+from stablelightning.cli.lightning import StableCLI, checkpoint_errors
+from stablelightning.cli.output import make_folder, remove_stillborn
+from stablelightning.cli.quiet import quiet
+from stablelightning.cli.run import Plan
+from stablelightning.cli.slots import SLOTS
+from stablelightning.cli.unknown import ObserveUnknown
+from stablelightning.errors import StableLightningWarning
+from stablelightning.report.files import written_whole
+from stablelightning.report.redact import redact_secrets
+from stablelightning.report.wandb import finish_run, log_config
+
+_LOGGER = {"class_path": "stablelightning.report.wandb.RunLogger"}
+
+
+class RunCLI(StableCLI):
+    """The settings of one run, its objects made, its results directed into one folder.
+
+    Args:
+        plan: what is to be run, and where its results go.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.recipe: dict[str, Any] = {}
+        self.unknown: ObserveUnknown | None = None
+        super().__init__(plan.arguments, run=False, save_config_callback=None)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """As for every verb; a run also keeps a W&B log, and samples unless told not to."""
+        super().add_arguments_to_parser(parser)
+        parser.set_defaults({"trainer.logger": _LOGGER})
+        for slot in SLOTS:
+            usual: dict[str, Any] = {"class_path": slot.callback}
+            if not self._mentions(slot.concern):
+                if slot.unasked is None:
+                    continue
+                usual["init_args"] = slot.unasked
+            parser.set_defaults({slot.key: usual})
+
+    def _mentions(self, concern: str) -> bool:
+        """Whether the recipe or an overlay says anything of a slot, were it only ``null``."""
+        for path in (self.plan.recipe, *self.plan.overlays):
+            try:
+                read = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError):
+                return False  # the parser will say it, with the line
+            ours = read.get("stable") if isinstance(read, dict) else None
+            if isinstance(ours, dict) and concern in ours:
+                return True
+        return False
+
+    def before_instantiate_classes(self) -> None:
+        """Keep the recipe as it was written, then direct what the run leaves into its folder.
+
+        In this order, so that the config.yaml of a run is a recipe that makes another run, with a
+        folder of its own.
+        """
+        dumped = self.parser.dump(self.config, skip_none=False)
+        self.recipe = redact_secrets(yaml.safe_load(dumped))
+        folder = self.plan.folder
+        if self.config.get("trainer.default_root_dir") is None:
+            self.config["trainer.default_root_dir"] = str(folder)
+        if self.config.get("checkpoint.dirpath") is None:
+            self.config["checkpoint.dirpath"] = str(folder / "checkpoints")
+        loggers = self.config.get("trainer.logger")
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            _direct(logger, folder)
+
+    def _instantiate_trainer(
+        self, config: dict[str, Any], callbacks: list[L.Callback]
+    ) -> L.Trainer:
+        everything = [*(config.get("callbacks") or []), *callbacks]
+        found = [c for c in everything if isinstance(c, EstimateUncertainty)]
+        if found:
+            self.unknown = ObserveUnknown(found[0])
+            callbacks = [*callbacks, self.unknown]
+        return super()._instantiate_trainer(config, callbacks)
+
+    def check_data(self) -> None:
+        """Read the data before there is a folder, so that bad data leaves none behind."""
+        data = self.datamodule
+        if data is None or rank_zero_only.rank != 0:
+            return
+        data.trainer = self.trainer  # as Lightning does before it calls these hooks
+        data.prepare_data()
+        data.setup("fit")
+
+    def write_recipe(self) -> None:
+        """Write config.yaml."""
+        with written_whole(self.plan.folder / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(self.recipe, sort_keys=False), encoding="utf-8")
+
+
+def run_plan(plan: Plan) -> None:
+    """Train, test and report.
+
+    Raises:
+        StableLightningError: something must be mended; no folder is left if not a step was trained.
+    """
+    began = time.monotonic()
+    quiet()
+    require_what_is_needed()
+    cli = RunCLI(plan)
+    cli.check_data()
+    first = rank_zero_only.rank == 0
+    if first:
+        make_folder(plan.folder)
+        cli.write_recipe()
+    try:
+        _fit_and_test(cli)
+        if first:
+            seconds = time.monotonic() - began
+            leave_results(cli.trainer, plan.folder, unknown=cli.unknown, seconds=seconds)
+    except BaseException:
+        finish_run(cli.trainer.loggers, failed=True)
+        if first and not cli.trainer.global_step:
+            remove_stillborn(plan.folder)
+        raise
+    finish_run(cli.trainer.loggers)
+
+
+def _fit_and_test(cli: RunCLI) -> None:
+    trainer, model, data = cli.trainer, cli.model, cli.datamodule
+    log_config(trainer.loggers, cli.recipe)
+    with checkpoint_errors():
+        trainer.fit(model, datamodule=data)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if not _has_test(model, data):
+        rank_zero_warn(
+            f"{type(model).__name__} has no test_step, or there is no test_dataloader: the run ends "
+            "after training. Add both to see how good it is, and how sure.",
+            category=StableLightningWarning,
+        )
+        return
+    best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
+    trainer.test(model, datamodule=data, ckpt_path=best or None, verbose=False)
+
+
+def _has_test(model: L.LightningModule, data: L.LightningDataModule | None) -> bool:
+    has_loader = is_overridden("test_dataloader", model) or (
+        data is not None and is_overridden("test_dataloader", data)
+    )
+    return is_overridden("test_step", model) and has_loader
+
+
+def _direct(logger: Any, folder: Path) -> None:
+    """Let a logger write into ``folder``, unless the recipe says where it shall write."""
+    if not isinstance(logger, Namespace):
+        return
+    if logger.get("init_args.save_dir", folder) in (None, ".", folder):
+        logger["init_args.save_dir"] = str(folder)
