@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stablelightning.data.splits import check_classes_train, split_rows
+from stablelightning.data.splits import split_rows
 from stablelightning.errors import DataError
 from stablelightning.optional import require
 
@@ -68,7 +68,6 @@ def list_images(root: Path, *, val_fraction: float, test_fraction: float, seed: 
         test_fraction=test_fraction if test is None else 0.0,
         seed=seed,
     )
-    check_classes_train(labels, split.train, names)
     return ImageFiles(
         class_names=names,
         train=[samples[row] for row in split.train.tolist()],

@@ -33,14 +33,15 @@ def split_rows(labels: Tensor, *, val_fraction: float, test_fraction: float, see
         seed: seed of the shuffle, >= 0.
 
     Returns:
-        The split, rows in ascending order. The number of test rows of a class is within one row
-        of its exact share, that of validation rows within two.
+        The split, rows in ascending order. Every class has at least one training row, and less than
+        two rows more or fewer in a split than its exact share.
 
     Raises:
         DataError: there are too few rows for a split that was asked for.
 
     Source:
-        Systematic sampling: rows are shuffled, ordered by class, and taken at even distances.
+        Systematic sampling (Cochran 1977, Sampling Techniques, chapter 8): rows are shuffled,
+        ordered by class, and taken at even distances.
 
     Example:
         >>> labels = torch.tensor([0, 1] * 5)
@@ -50,14 +51,15 @@ def split_rows(labels: Tensor, *, val_fraction: float, test_fraction: float, see
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
-    order = order[torch.argsort(labels[order], stable=True)]
+    classes = torch.tensor(sorted(set(labels.tolist())))
+    # In an order of their own, or a class of one row would meet the same fate under every seed.
+    places = torch.randperm(len(classes), generator=generator)
+    order = order[torch.argsort(places[torch.searchsorted(classes, labels[order])], stable=True)]
     tests = _evenly(len(order), test_fraction)
     rest = order[~tests]
     validates = _evenly(len(rest), val_fraction / (1 - test_fraction))
-    split = Split(
-        train=rest[~validates].sort().values,
-        val=rest[validates].sort().values,
-        test=order[tests].sort().values,
+    split = _with_every_class_training(
+        labels, Split(train=rest[~validates], val=rest[validates], test=order[tests])
     )
     wanted = {"train": True, "val": val_fraction > 0, "test": test_fraction > 0}
     for name, rows in split._asdict().items():
@@ -107,7 +109,12 @@ def split_by_files(
 
 
 def check_classes_train(labels: Tensor, train: Tensor, class_names: Sequence[str]) -> None:
-    """Refuse a split in which a class has no training row: no model could learn to name it.
+    """Refuse a split by files in which a class has no training row: no model could learn it.
+
+    Args:
+        labels: class of every row, ``(N,)``.
+        train: the training rows.
+        class_names: name of every class.
 
     Raises:
         DataError: names the first such class and how many rows it has in all.
@@ -120,6 +127,18 @@ def check_classes_train(labels: Tensor, train: Tensor, class_names: Sequence[str
                 f"every class must have a row in the training split, got none of the {total} of "
                 f"class {name!r}; add rows of that class or remove it."
             )
+
+
+def _with_every_class_training(labels: Tensor, split: Split) -> Split:
+    """Move one row of each class that does not train to training, and sort the rows."""
+    parts = {name: set(rows.tolist()) for name, rows in split._asdict().items()}
+    for label in set(labels.tolist()) - set(labels[split.train].tolist()):
+        donor = "val" if (labels[split.val] == label).any() else "test"
+        rows: Tensor = getattr(split, donor)
+        row = int(rows[labels[rows] == label][0])
+        parts[donor].remove(row)
+        parts["train"].add(row)
+    return Split(**{name: torch.tensor(sorted(rows)).long() for name, rows in parts.items()})
 
 
 def _evenly(count: int, fraction: float) -> Tensor:

@@ -1,5 +1,8 @@
 """Read a CSV or Parquet file into numbers, or say in one line what is wrong with it."""
 
+import csv
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -46,9 +49,7 @@ def read_table(path: str) -> Any:
     frame = _read_csv(file) if suffix in (".csv", ".tsv") else _read_parquet(file)
     if not len(frame):
         raise DataError(f"a data file must have rows, got none in {path}.")
-    if not frame.columns.is_unique:
-        twice = frame.columns[frame.columns.duplicated()][0]
-        raise DataError(f"column names must be unique, got {twice!r} twice in {path}; rename one.")
+    _check_unique(frame.columns, file)
     return frame
 
 
@@ -135,24 +136,48 @@ def class_values(frame: Any, column: str, *, source: str) -> Classes:
 def _read_csv(file: Path) -> Any:
     pandas = require("pandas", extra="recipes")
     try:
-        with file.open(encoding="utf-8-sig") as lines:
-            header = lines.readline()
-        separator = max(",;\t", key=header.count)
-        frame = pandas.read_csv(
-            file, sep=separator, encoding="utf-8-sig", skipinitialspace=True, low_memory=False
-        )
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            separator = _check_header(lines.readline(), file)
+        with warnings.catch_warnings():
+            # Surplus fields would be cut off with no more than this warning.
+            warnings.simplefilter("error", pandas.errors.ParserWarning)
+            frame = pandas.read_csv(
+                file,
+                sep=separator,
+                encoding="utf-8-sig",
+                index_col=False,  # else surplus fields make the first column a row name
+                skipinitialspace=True,
+                low_memory=False,
+            )
     except pandas.errors.EmptyDataError:
         raise DataError(f"a data file must have rows, got an empty file: {file}.") from None
+    except pandas.errors.ParserWarning:
+        raise DataError(
+            f"every row must have as many fields as the header, got more in {file}; "
+            "remove surplus separators at the ends of lines."
+        ) from None
+    except DataError:
+        raise
     except (OSError, ValueError) as error:  # a ParserError and a UnicodeDecodeError are ValueErrors
         raise _unreadable(file, error) from error
-    if not isinstance(frame.index, pandas.RangeIndex):
-        # pandas takes surplus leading fields for row names, which would shift every column.
-        raise DataError(
-            f"every row must have as many fields as the header ({len(frame.columns)}), got more in "
-            f"{file}; remove surplus separators at the ends of lines."
-        )
     frame.columns = [str(column).strip() for column in frame.columns]
     return frame
+
+
+def _check_header(header: str, file: Path) -> str:
+    """Return the separator of a CSV's first line, whose names pandas would make unique silently."""
+    separator = max(",;\t", key=header.count)
+    names = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
+    _check_unique(names, file)
+    return separator
+
+
+def _check_unique(names: Sequence[str], file: Path) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"column names must be unique, got {twice[0]!r} more than once in {file}; rename them."
+        )
 
 
 def _read_parquet(file: Path) -> Any:

@@ -112,6 +112,7 @@ class TabularData(SplitDataModule):
         """Read, check and split the data, once; ``predict`` of other rows reads those alone."""
         if stage != "predict" or self.predict_path is None:
             self._read()
+            self._fitted()
         elif self._unlabelled is None:
             self._unlabelled = read_table(self.predict_path)
 
@@ -217,7 +218,7 @@ class TabularData(SplitDataModule):
         if self.task == "classification":
             codes, names = class_values(frame, self.target, source=source)
             split = self._split(codes)
-            check_classes_train(codes, split.train, names)
+            check_classes_train(codes, split.train, names)  # index files may leave one out
             return Table(features, inputs, codes, names, split)
         target = numeric_values(frame, [self.target], source=source, remedy=_TEXT_TARGET)[:, 0]
         split = self._split(torch.zeros(len(frame), dtype=torch.long))
