@@ -14,6 +14,7 @@ from torch import Tensor
 from stablelightning.errors import DataError, StableLightningWarning
 from stablelightning.optional import require
 from stablelightning.report.files import written_whole
+from stablelightning.report.statistics import auroc
 
 Summary = dict[str, float | None]
 
@@ -51,7 +52,7 @@ def ood_auroc(
     for name, other in out_rows.items():
         unknown = _scores(other)
         for score in known.keys() & unknown.keys():
-            result[f"ood/{name}/auroc_{score}"] = _auroc(known[score], unknown[score], name)
+            result[f"ood/{name}/auroc_{score}"] = auroc(known[score], unknown[score])
     return dict(sorted(result.items()))
 
 
@@ -75,24 +76,6 @@ def _one_per_row(score: Tensor) -> Tensor:
     # Dense and multi-label rows hold one uncertainty per pixel or label; a set is known or unknown
     # by the row, so the row's mean stands for it.
     return score.double().flatten(1).mean(1) if score.ndim > 1 else score.double()
-
-
-def _auroc(known: Tensor, unknown: Tensor, name: str) -> float:
-    from torchmetrics.functional.classification import binary_auroc
-
-    if not len(known) or not len(unknown):
-        raise DataError(
-            f"an AUROC needs at least one row of both sets, got {len(known)} known and "
-            f"{len(unknown)} of {name!r}; remove this out-of-distribution set or give it data."
-        )
-    scores = torch.cat([known.cpu(), unknown.cpu()]).double()
-    if scores.isnan().any():
-        return math.nan
-    # torchmetrics sends scores outside [0, 1] through a sigmoid, which ties all large variances.
-    # Ranks keep the order, and stay within [0, 1].
-    ranks = torch.unique(scores, return_inverse=True)[1].double()
-    label = torch.cat([torch.zeros(len(known)), torch.ones(len(unknown))]).long()
-    return float(binary_auroc(ranks / max(float(ranks.max()), 1.0), label))
 
 
 def build_summary(*parts: Mapping[str, Any]) -> Summary:

@@ -234,9 +234,9 @@ def _location(run: Any, reason: str) -> str | None:
     if settings.mode in ("offline", "dryrun"):
         folder = shlex.quote(settings.sync_dir)
         return (
-            f"W&B: offline ({reason}); the run lies in {folder}; sync it with: wandb sync {folder}"
+            f"W&B is offline: {reason}. The run lies in {folder}; sync it with: wandb sync {folder}"
         )
-    return f"W&B: online; the run is at {run.url}, its local copy in {settings.sync_dir}"
+    return f"W&B is online: {run.url}. A copy of the run lies in {settings.sync_dir}"
 
 
 def _without_credentials(url: str) -> str:
