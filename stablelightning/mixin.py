@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -41,9 +41,21 @@ _DEFAULTS = (
 )
 
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _eager(function: _Function) -> _Function:
+    """Keep a method out of torch.compile, which takes the steps of a module whole.
+
+    Metrics, logging and sampling do not compile. The network that is called from here still does:
+    Lightning compiles ``forward`` on its own as well.
+    """
+    return cast(_Function, torch.compiler.disable(function))  # type: ignore[no-untyped-call]
+
+
 @dataclass(frozen=True)
 class _Settings:
-    optimizer: OptimizerCallable = torch.optim.Adam
+    optimizer: OptimizerCallable | None = None
     scheduler: LRSchedulerCallable | None = None
     scheduler_interval: Literal["epoch", "step"] = "epoch"
     monitor: str = "val/loss"
@@ -65,7 +77,7 @@ class StableMixin(_Base):
             ``"regression"``; a class attribute of that name does as well. ``None``: no default loss
             and no metrics, you define ``loss``.
         optimizer: makes the optimizer from the parameters: a class, a ``functools.partial``, or in
-            a recipe its ``class_path`` and ``init_args``.
+            a recipe its ``class_path`` and ``init_args``. ``None``: Adam with PyTorch's defaults.
         scheduler: makes the learning-rate scheduler from the optimizer; ``None`` for a constant
             rate.
         scheduler_interval: whether the scheduler steps at every ``"epoch"`` or every ``"step"``.
@@ -112,7 +124,7 @@ class StableMixin(_Base):
         self,
         *,
         task: Task | None = None,
-        optimizer: OptimizerCallable = torch.optim.Adam,
+        optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
         scheduler_interval: Literal["epoch", "step"] = "epoch",
         monitor: str = "val/loss",
@@ -197,7 +209,9 @@ class StableMixin(_Base):
     def configure_optimizers(self) -> Any:
         """Make the optimizer and the scheduler from the constructor's settings."""
         settings = self._stable_settings
-        optimizer = settings.optimizer(self.parameters())
+        # Not a default of the argument: a recipe that names another optimizer would inherit Adam's
+        # own settings (jsonargparse merges them), such as a weight decay of 0.
+        optimizer = (settings.optimizer or torch.optim.Adam)(self.parameters())
         if settings.scheduler is None:
             return optimizer
         scheduler = settings.scheduler(optimizer)
@@ -232,6 +246,7 @@ class StableMixin(_Base):
         """Log the loss and the metrics of the task as ``test/...``."""
         return self._evaluate("test", batch, dataloader_idx)
 
+    @_eager
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Predict with Monte Carlo dropout; a target in the batch is left aside.
 
@@ -301,6 +316,7 @@ class StableMixin(_Base):
         scalars = {name: torch.as_tensor(part) for name, part in parts.items()}
         return {"loss": loss, **{n: part for n, part in scalars.items() if part.numel() == 1}}
 
+    @_eager
     def _evaluate(self, stage: str, batch: Any, dataloader_idx: int) -> Tensor | None:
         with self._outputs_of_forward() as outputs:
             parts = self._loss_parts(batch)
@@ -357,6 +373,7 @@ class StableMixin(_Base):
         finally:
             handle.remove()
 
+    @_eager
     def _log(self, name: str, value: Any, **options: Any) -> None:
         """Log, but be quiet where there is no Trainer, or one that must not log (barebones)."""
         trainer = self._trainer
