@@ -1,0 +1,62 @@
+"""Sphinx configuration; the figures are drawn by the build, from scripts in ``figures/``."""
+
+import importlib
+import sys
+import time
+from pathlib import Path
+
+from sphinx.application import Sphinx
+from sphinx.util import logging
+
+import stablelightning
+
+HERE = Path(__file__).parent
+GENERATED = HERE / "_generated"
+
+project = "stablelightning"
+author = "The stablelightning authors"
+copyright = "the stablelightning authors, Apache-2.0"
+version = release = stablelightning.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build", "_generated", "figures"]
+html_theme = "furo"
+html_title = f"stablelightning {version}"
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "amsmath"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # an attribute that is also a property is described once
+napoleon_custom_sections = ["Source"]
+
+
+def draw_figures(_app: Sphinx) -> None:
+    """Draw every figure; one that fails, fails the build."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    sys.path.insert(0, str(HERE / "figures"))
+    GENERATED.mkdir(exist_ok=True)
+    log = logging.getLogger(__name__)
+    for script in sorted((HERE / "figures").glob("[!_]*.py")):
+        started = time.perf_counter()
+        figure = importlib.import_module(script.stem).draw()
+        figure.savefig(GENERATED / f"{script.stem}.png", dpi=150, facecolor="white")
+        log.info("figure %s: %.1f s", script.stem, time.perf_counter() - started)
+
+
+def setup(app: Sphinx) -> None:
+    """Draw before any page is read."""
+    app.connect("builder-inited", draw_figures)
