@@ -4,7 +4,7 @@ from typing import Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from stablelightning.errors import StableLightningWarning
 
@@ -68,7 +68,7 @@ class KeepBest(ModelCheckpoint):
         self.monitor = next((name for name in _USUAL if name in trainer.callback_metrics), None)
         if self.monitor is None:
             rank_zero_warn(
-                f"the best checkpoint is chosen by {' or '.join(_USUAL)}, and the model logs neither; "
-                "the latest one is kept. Name another quantity with --checkpoint.monitor.",
+                f"the best checkpoint is chosen by {' or '.join(_USUAL)}, and the model logs "
+                "neither; the latest one is kept. Name another quantity with --checkpoint.monitor.",
                 category=StableLightningWarning,
             )

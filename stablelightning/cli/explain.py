@@ -1,24 +1,85 @@
-"""From a message of jsonargparse, many lines long, to the one line that helps."""
+"""From a message of jsonargparse, a tree of many lines, to the one line that helps."""
 
 import inspect
 import re
+import sys
 from argparse import ArgumentParser
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, get_args
+from typing import Any
 
 from stablelightning.cli.recipes import did_you_mean
 
 _KEY = re.compile(r"Parser key \"([^\"]+)\":")
-_CLASS = re.compile(r"Problem with given class_path '([^']+)'")
-_OPTION = re.compile(r"(?:Group '([^']+)' does not accept option|Option) '([^']+)'(?: is not accepted)?")
+_CLASS = re.compile(r"class_path(?:=| )'([^']+)'")
+_OPTION = re.compile(
+    r"(?:(Group|Subcommand) '([^']+)' does not accept option|Option) '([^']+)'(?: is not accepted)?"
+)
 _UNRECOGNIZED = re.compile(r"unrecognized arguments: (.*)", re.DOTALL)
 _REQUIRED = re.compile(r"the following arguments are required: (.*)")
-_VALUE = re.compile(r"Given value: (.*)", re.DOTALL)
-_NESTED = re.compile(r"NestedArg\(key='([^']*)', val='(.*)'\)", re.DOTALL)
+_NESTED = re.compile(r"NestedArg\(key='[^']*', val='(.*)'\)", re.DOTALL)
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
-_NO_IMPORT = re.compile(r"(No module named '[^']+'|cannot import name '[^']+'[^\n]*|module '[^']+' has no attribute '[^']+')")
-_EXPECTED = re.compile(r"Expected an? ([^\n]*?)(?:\. Got value: ([^\n]*))?(?:\n|$)")
+_NO_IMPORT = re.compile(
+    r"No module named '[^']+'|cannot import name '[^']+'[^\n]*"
+    r"|module '[^']+' has no attribute '[^']+'"
+)
+_EXPECTED = re.compile(
+    r"Expected an? (?!path but|dot import)(.*?)(?:\. Got value: (.*))?$", re.MULTILINE
+)
+_REASON = re.compile(r"Errors:\n\s+- (.*?)(?=\n\s+- Expected|\n\s*Given value)", re.DOTALL)
+_VALUE = re.compile(r"Given value: (.*)")
+_NO_FILE = re.compile(r"File does not exist: '([^']+)'")
+_LITERAL = re.compile(r"(?:typing\.)?Literal\[(.*)\]")
+
+#: Where short class names are looked up, for suggestions; each only if it is imported.
+_FAMILIES = (
+    ("lightning.pytorch", "LightningModule"),
+    ("lightning.pytorch", "LightningDataModule"),
+    ("lightning.pytorch", "Callback"),
+    ("lightning.pytorch.loggers", "Logger"),
+    ("torch.nn", "Module"),
+    ("torch.optim", "Optimizer"),
+    ("torch.optim.lr_scheduler", "LRScheduler"),
+)
+_WORDS = {
+    "NoneType": "null",
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "tuple": "a list",
+    "list": "a list",
+    "Sequence": "a list",
+    "dict": "a mapping",
+}
 _LONGEST = 300  #: characters of a message that none of the patterns knows
+_FEW = 10  #: names that are worth listing where none is near
+
+
+@dataclass(frozen=True)
+class _Complaint:
+    """The innermost part of a message: which key, and what is said of it."""
+
+    key: str
+    text: str
+    classes: list[str]
+
+    @classmethod
+    def of(cls, message: str) -> "_Complaint":
+        """Follow the keys inwards, as long as each stands deeper than the one before."""
+        lines = message.splitlines()
+        path: list[str] = []
+        depth, start = -1, 0
+        for number, line in enumerate(lines):
+            found, indent = _KEY.search(line), _indent(line)
+            if found and indent > depth:
+                path.append(found.group(1))
+                depth, start = indent, number
+        end = start + 1
+        while end < len(lines) and (not lines[end].strip() or _indent(lines[end]) > depth):
+            end += 1
+        text = _KEY.sub("", "\n".join(lines[start:end])) if path else message
+        return cls(".".join(path), text, _CLASS.findall("\n".join(lines[:end])))
 
 
 def explain(message: str, parser: ArgumentParser) -> str:
@@ -28,152 +89,173 @@ def explain(message: str, parser: ArgumentParser) -> str:
         message: what jsonargparse says.
         parser: the parser that said it; its settings are the names to choose from.
     """
-    prefix = _KEY.search(message)
-    key = prefix.group(1) if prefix else ""
-    for attempt in (_unrecognized, _required, _unknown_option, _unknown_class, _unfit_value):
-        if line := attempt(message, key, parser):
+    complaint = _Complaint.of(message)
+    for attempt in (
+        _unrecognized,
+        _required,
+        _unreadable,
+        _unknown_option,
+        _unknown_class,
+        _unfit_value,
+    ):
+        if line := attempt(complaint, parser):
             return line
     flat = re.sub(r"\s+", " ", message).strip()
     return flat if len(flat) <= _LONGEST else flat[:_LONGEST] + " ..."
 
 
-def _unrecognized(message: str, key: str, parser: ArgumentParser) -> str | None:
-    found = _UNRECOGNIZED.search(message)
+def inner_error(message: str) -> str | None:
+    """What a constructor said, out of the list of reasons that jsonargparse wraps around it."""
+    found = _REASON.search(message)
+    return found.group(1) if found else None
+
+
+def _unrecognized(complaint: _Complaint, parser: ArgumentParser) -> str | None:
+    found = _UNRECOGNIZED.search(complaint.text)
     if not found:
         return None
     first = found.group(1).split()[0]
     if not first.startswith("-"):
-        return f"every argument after the verb must be --key=value, got {first!r}; write its --key."
-    name = first.lstrip("-").partition("=")[0]
-    return _no_such_setting(name, settings(parser))
+        return f"settings must be given as --key=value, got {first!r}; write the key before it."
+    return _no_such_setting(first.lstrip("-").partition("=")[0], settings(parser))
 
 
-def _required(message: str, key: str, parser: ArgumentParser) -> str | None:
-    found = _REQUIRED.search(message)
+def _required(complaint: _Complaint, parser: ArgumentParser) -> str | None:
+    found = _REQUIRED.search(complaint.text)
     if not found:
         return None
+    missing = ", ".join(key.split(".")[-1] for key in found.group(1).strip().split(", "))
     return (
-        f"a recipe must give {found.group(1).strip()}, and none is given; "
-        f"name its class under that key, or give a recipe with --config."
+        f"a recipe must give {missing}, and none is given; name its class under that key, or give "
+        "a recipe with --config."
     )
 
 
-def _unknown_option(message: str, key: str, parser: ArgumentParser) -> str | None:
-    found = _OPTION.search(message)
-    if not found or "not accept" not in message:
-        return None
-    group, option = found.groups()
-    if classes := _CLASS.findall(message):
+def _unreadable(complaint: _Complaint, parser: ArgumentParser) -> str | None:
+    if found := _NO_FILE.search(complaint.text):
         return (
-            f"{classes[-1].rpartition('.')[2]} has no setting {option!r}"
-            f"{f' (under {key})' if key else ''}"
-            f"{did_you_mean(option, parameters(classes[-1])) or _those(parameters(classes[-1]))}"
+            f"{complaint.key} must be a file that exists, got {found.group(1)!r}; check the path."
         )
-    return _no_such_setting(f"{group}.{option}" if group else option, settings(parser))
-
-
-def _unknown_class(message: str, key: str, parser: ArgumentParser) -> str | None:
-    found = _NO_CLASS.search(message)
-    if found:
-        name = found.group(1)
-        known = _class_names(parser, key)
-        return f"{key} must be a class that can be imported, got {name!r}" + (
-            f"{did_you_mean(name, known) or '; give its whole path, module.Class.'}"
-        )
-    if missing := _NO_IMPORT.search(message):
-        classes = _CLASS.findall(message)
-        what = f"{classes[-1]!r}" if classes else "one that is not there"
-        return (
-            f"{key} must be a class that can be imported, got {what}: {missing.group(1)}; "
-            "classes of your own are looked for in the working folder."
-        )
+    for start in ("Problems parsing config:", "Unexpected config:"):
+        if complaint.text.startswith(start):
+            reason = re.sub(r"\s+", " ", complaint.text.removeprefix(start)).strip()
+            return (
+                f"a recipe must be YAML with settings under their keys, and this is not: {reason}"
+            )
     return None
 
 
-def _unfit_value(message: str, key: str, parser: ArgumentParser) -> str | None:
-    if not key:
+def _unknown_option(complaint: _Complaint, parser: ArgumentParser) -> str | None:
+    found = _OPTION.search(complaint.text)
+    if not found:
         return None
-    keys = [k for k in _KEY.findall(message) if not k.startswith(key)]
-    expected = [kind for kind, _ in _EXPECTED.findall(message)]
-    got = [value for _, value in _EXPECTED.findall(message) if value]
-    given = got[-1] if got else _given(message)
-    if not expected or given is None:
-        return None
-    nested = _NESTED.search(given)
-    if nested:
-        keys, given = [nested.group(1)], nested.group(2)
-    kinds = list(dict.fromkeys(_plain(kind) for kind in expected))
-    if keys:  # the class around it was fine; only what is said of the inner key helps
-        kinds = kinds[:1]
-    name = ".".join([key, *keys])
-    return f"{name} must be {' or '.join(kinds)}, got {given.strip()[:80]!r}."
+    kind, group, option = found.groups()
+    if kind == "Subcommand":
+        return _no_such_setting(option, settings(parser, group))
+    if kind == "Group" or not complaint.classes:
+        return _no_such_setting(f"{group}.{option}" if group else option, settings(parser))
+    owner = complaint.classes[-1]
+    if owner.endswith(".Callback"):
+        return (
+            f"{complaint.key} must first name its class, and only {option!r} is given; "
+            f"add --{complaint.key}=CLASS before it."
+        )
+    known = parameters(owner)
+    near = did_you_mean(option, known) or _list_of(known, "it has")
+    return f"{owner.rpartition('.')[2]} has no setting {option!r} (under {complaint.key}){near}"
 
 
-def settings(parser: Any) -> list[str]:
-    """Every key that the parser knows by itself, those of the classes' own arguments left out."""
-    names = {action.dest for action in parser._actions if action.dest not in {"help", "print_config"}}
-    return sorted(name.removesuffix(".help") for name in names)
+def _unknown_class(complaint: _Complaint, parser: ArgumentParser) -> str | None:
+    if missing := _NO_IMPORT.search(complaint.text):
+        name = complaint.classes[-1] if complaint.classes else ""
+        return (
+            f"{complaint.key} must be a class that can be imported, got {name!r}: "
+            f"{missing.group()}; classes of your own are looked for in the working folder."
+        )
+    found = _NO_CLASS.search(complaint.text)
+    if not found or _SCALARS & {_name(kind) for kind, _ in _EXPECTED.findall(complaint.text)}:
+        return None
+    near = did_you_mean(found.group(1), _class_names()) or "; give its whole path, module.Class."
+    return f"{complaint.key} must be a class that can be imported, got {found.group(1)!r}{near}"
+
+
+_SCALARS = {"int", "float", "bool", "str"}
+
+
+def _unfit_value(complaint: _Complaint, parser: ArgumentParser) -> str | None:
+    expected = _EXPECTED.findall(complaint.text)
+    given = [value for _, value in expected if value] or _VALUE.findall(complaint.text)
+    if not complaint.key or not expected or not given:
+        return None
+    nested = _NESTED.search(given[0])
+    received = nested.group(1) if nested else given[0].partition(". Got value:")[0]
+    return f"{complaint.key} must be {_one_of(expected)}, got {received.strip()[:80]!r}."
+
+
+def _one_of(expected: list[tuple[str, str]]) -> str:
+    literals = [found.group(1) for kind, _ in expected if (found := _LITERAL.fullmatch(kind))]
+    names = [_name(kind) for kind, _ in expected if not _LITERAL.fullmatch(kind)]
+    kinds = [f"one of {', '.join(literals)}"] if literals else []
+    return " or ".join(dict.fromkeys([*kinds, *(_WORDS.get(name, name) for name in names)]))
+
+
+def settings(parser: Any, subcommand: str | None = None) -> list[str]:
+    """Every key that a parser knows by itself, those of the classes' own arguments left out."""
+    if subcommand is not None and parser._subcommands_action is not None:
+        parser = parser._subcommands_action._name_parser_map[subcommand]
+    hidden = {"help", "print_config"}
+    return sorted({a.dest.removesuffix(".help") for a in parser._actions if a.dest not in hidden})
 
 
 def parameters(class_path: str) -> list[str]:
-    """The constructor's parameters of a class by its path, those passed on to its bases included."""
+    """The constructor's parameters of a class by its path, those of its bases included."""
     module, _, name = class_path.rpartition(".")
     try:
         kind = getattr(import_module(module), name)
-        signatures = [inspect.signature(base.__init__) for base in kind.__mro__[:-1]]
+        makers = [vars(base)["__init__"] for base in kind.__mro__ if "__init__" in vars(base)]
+        signatures = [inspect.signature(maker) for maker in makers]
     except (ImportError, AttributeError, ValueError, TypeError):
         return []
-    return list(
-        dict.fromkeys(
-            parameter.name
-            for signature in signatures
-            for parameter in signature.parameters.values()
-            if parameter.name != "self"
-            and parameter.kind not in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}
-        )
-    )
+    found = (p for signature in signatures for p in signature.parameters.values())
+    named = {p.name: None for p in found if p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}}
+    return [name for name in named if name != "self"]
 
 
 def _no_such_setting(name: str, known: list[str]) -> str:
-    # The longest part that is known by no setting is the one that is misspelt: of
-    # stable.uncertaint.class_path it is stable.uncertaint.
+    # The shortest beginning that no setting has is what is misspelt: stable.uncertaint, of
+    # stable.uncertaint.class_path.
     parts = name.split(".")
     branches = {".".join(key.split(".")[:depth]) for key in known for depth in range(1, 4)}
     starts = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
     wrong = next((start for start in starts if start not in branches), name)
-    near = did_you_mean(wrong, sorted(branches))
-    return f"there is no setting {wrong!r}{near or '; stablelightning fit --help lists them.'}"
+    parent = wrong.rpartition(".")[0]
+    siblings = sorted(b for b in branches if b.rpartition(".")[0] == parent)
+    near = did_you_mean(wrong, siblings) or did_you_mean(wrong, sorted(branches - {parent}))
+    listed = near or _list_of(siblings, "known there are")
+    return f"there is no setting {wrong!r}{listed}"
 
 
-def _class_names(parser: Any, key: str) -> list[str]:
-    for action in parser._actions:
-        if action.dest == key:
-            bases = _members(getattr(action, "_typehint", None))
-            return sorted({kind.__name__ for base in bases for kind in _below(base)})
-    return []
+def _list_of(names: list[str], lead: str) -> str:
+    if 0 < len(names) <= _FEW:
+        return f"; {lead} {', '.join(names)}."
+    return "; stablelightning fit --help lists the settings."
 
 
-def _members(hint: Any) -> list[type]:
-    return [kind for kind in (get_args(hint) or (hint,)) if isinstance(kind, type)]
+def _class_names() -> list[str]:
+    """Short names of everything that could be meant where a class is."""
+    roots = [getattr(sys.modules[home], name) for home, name in _FAMILIES if home in sys.modules]
+    return sorted({kind.__name__ for root in roots for kind in _below(root)})
 
 
-def _below(base: type) -> list[type]:
-    return [base, *(kind for child in type.__subclasses__(base) for kind in _below(child))]
+def _below(base: type) -> set[type]:
+    children: list[type] = type.__subclasses__(base)
+    return {base}.union(*(_below(child) for child in children))
 
 
-def _given(message: str) -> str | None:
-    found = _VALUE.search(message)
-    return found.group(1) if found else None
+def _name(kind: str) -> str:
+    found = re.fullmatch(r"<class '(?:.*\.)?(\w+)'>", kind.strip())
+    return found.group(1) if found else kind.strip().rstrip(".:")
 
 
-def _plain(kind: str) -> str:
-    kind = kind.strip().rstrip(".:")
-    if found := re.fullmatch(r"<class '(?:.*\.)?(\w+)'>", kind):
-        kind = found.group(1)
-    return {"NoneType": "null", "str": "text", "int": "a whole number", "float": "a number"}.get(
-        kind, kind
-    )
-
-
-def _those(names: list[str]) -> str:
-    return f"; it has {', '.join(names)}." if 0 < len(names) <= 12 else "."
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" -"))

@@ -18,7 +18,7 @@ from stablelightning.report.summary import (
     write_summary,
 )
 from stablelightning.report.table import print_summary
-from stablelightning.report.wandb import describe_run, log_figure, log_summary, log_table
+from stablelightning.report.wandb import log_figure, log_summary, log_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,7 +55,7 @@ def leave_results(
             test set; ``None`` where uncertainty was not estimated.
         seconds: how long the run took, until now.
     """
-    data = trainer.datamodule
+    data = getattr(trainer, "datamodule", None)
     rows = unknown.estimate.rows if unknown else {}
     summary = build_summary(
         trainer.callback_metrics,
@@ -73,13 +73,9 @@ def leave_results(
         _log_examples(trainer, rows)
     print_summary(summary, title=folder.name)
     print(f"Results: {folder}")
-    if line := describe_run(trainer.loggers):
-        print(line)
 
 
-def _figures(
-    rows: Rows, unknown: dict[str, Rows], data: Any
-) -> Iterator[tuple[str, "Figure"]]:
+def _figures(rows: Rows, unknown: dict[str, Rows], data: Any) -> Iterator[tuple[str, "Figure"]]:
     mean, target = rows["mean"], rows.get("target")
     if target is not None and mean.ndim == 2 and target.ndim == 1:
         both = {"one pass": rows["deterministic"], "mean of the samples": mean}
@@ -128,7 +124,7 @@ def _images(data: Any, index: Tensor) -> Tensor | None:
 
 
 def _log_examples(trainer: L.Trainer, rows: Rows) -> None:
-    data = trainer.datamodule
+    data = getattr(trainer, "datamodule", None)
     names = getattr(data, "class_names", None)
     columns, examples = most_uncertain_rows(rows, count=_EXAMPLES, class_names=names)
     place = columns.index("index")

@@ -13,14 +13,14 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from stablelightning.cli.checkpoint import KeepBest
-from stablelightning.cli.explain import explain
+from stablelightning.cli.explain import explain, inner_error
 from stablelightning.cli.failure import mismatch
 from stablelightning.cli.quiet import quiet
 from stablelightning.cli.slots import SLOTS
-from stablelightning.errors import CheckpointError, RecipeError
+from stablelightning.errors import CheckpointError, RecipeError, StableLightningError
 
 #: Imported before parsing, so that their classes can be named without their modules.
-_SHORT_NAMES = ("stablelightning.data", "stablelightning.module", "stablelightning.nn.networks")
+_SHORT_NAMES = ("stablelightning.data", "stablelightning.module", "stablelightning.nn")
 
 
 class StableArgumentParser(LightningArgumentParser):
@@ -48,8 +48,10 @@ class StableCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str], *, run: bool = True, **kwargs: Any) -> None:
-        for module in _SHORT_NAMES:
-            import_module(module)
+        for name in _SHORT_NAMES:
+            module = import_module(name)
+            for short in getattr(module, "__all__", ()):
+                getattr(module, short)  # names that a module imports on first use
         make_working_folder_importable()
         super().__init__(
             args=args,
@@ -74,6 +76,16 @@ class StableCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; the arguments always come from :func:`stablelightning.cli.main.main`."""
         self.config = parser.parse_args(args)
+
+    def instantiate_classes(self) -> None:
+        """Make the model, the data and the Trainer; what a constructor refuses is a bad setting."""
+        try:
+            super().instantiate_classes()
+        except StableLightningError:
+            raise
+        except ValueError as error:
+            said = next((e for e in _chain(error) if isinstance(e, StableLightningError)), None)
+            raise said or RecipeError(inner_error(str(error)) or str(error)) from error
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         ours = [callback for callback in callbacks if callback is not None]
@@ -119,6 +131,12 @@ def checkpoint_errors() -> Iterator[None]:
         if "PytorchStreamReader" in str(error):
             raise _no_checkpoint(error) from error
         raise
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _no_checkpoint(error: Exception) -> CheckpointError:

@@ -43,8 +43,8 @@ def main(arguments: list[str]) -> int:
     config = folder / "config.yaml"
     if not config.is_file():
         raise RecipeError(
-            f"predict needs the folder of a run, with its config.yaml, got {arguments[0]!r} without "
-            "one; name the folder that stablelightning run printed as its results."
+            f"predict needs the folder of a run, with its config.yaml, got {arguments[0]!r}; "
+            "name the folder that stablelightning run printed as its results."
         )
     checkpoint = _checkpoint(folder, options.checkpoint)
     output = Path(options.output).expanduser() if options.output else _free_name(folder)
@@ -103,8 +103,8 @@ def rows_of(predictions: Any) -> "dict[str, Tensor]":
         raise RecipeError(
             "predict needs at least one batch, and the data gave none; name other data with --data."
         )
-    names = [name for name, value in parts[0].items() if value is not None]
-    rows = {name: torch.cat([part[name].cpu() for part in parts]) for name in names}
+    given = [name for name, value in parts[0].items() if value is not None]
+    rows = {name: torch.cat([part[name].cpu() for part in parts]) for name in given}
     return {"index": torch.arange(len(rows["mean"])), **rows}
 
 

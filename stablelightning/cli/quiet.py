@@ -1,32 +1,63 @@
-"""Silence for what a terminal user can do nothing about, and for what this package decides itself."""
+"""Silence for what every run would say again, and a progress bar with nothing but what is told."""
 
 import logging
 import warnings
+from typing import Any
 
-#: Parts of messages that Lightning says in every run.
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+
+#: Parts of the warnings of Lightning and torch about which the reader of a recipe can do nothing.
 _CHATTER = (
     "does not have many workers",  # our data sets lie in memory; workers would only slow them
     "smaller than the logging interval",  # small data sets are what the recipes begin with
     "exists and is not empty",  # a run's folder is checked before it is used
-    "It is recommended to use `sync_dist=True`",  # about epoch means under DDP that are synced
-    "using `DistributedSampler` with the dataloaders",  # duplicates are removed by row index
+    "using `DistributedSampler` with the dataloaders",  # padding is left out by row index
+    "is deprecated, use `isinstance.treespec",  # Lightning's own use of torch
 )
-
-
-class _NoChatter(logging.Filter):
-    """Drops hints, tips and announcements of hardware that was not asked for."""
-
-    _STARTS = ("💡 Tip", "GPU available", "TPU available", "HPU available", "Seed set to")
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(self._STARTS)
+_SPEAKERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.distributed",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+)
+_STARTS = (
+    "💡 Tip",
+    "GPU available",
+    "TPU available",
+    "HPU available",
+    "Seed set to",
+    "[rank: ",  # ... Seed set to
+    "Restoring states from the checkpoint",
+    "Loaded model weights from the checkpoint",
+    "Initializing distributed: GLOBAL_RANK",
+    "-" * 20,  # the frame around the announcement of the process group
+    "distributed_backend=",
+    "All distributed processes registered",
+)
 
 
 def quiet() -> None:
     """Drop the chatter of Lightning; warnings about the run itself still come through."""
     for part in _CHATTER:
-        warnings.filterwarnings("ignore", message=f".*{part.replace('(', '.')}.*")
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        warnings.filterwarnings("ignore", message=f"[\\s\\S]*{part}")
+    for name in _SPEAKERS:
         logger = logging.getLogger(name)
-        if not any(isinstance(f, _NoChatter) for f in logger.filters):
-            logger.addFilter(_NoChatter())
+        if _no_chatter not in logger.filters:
+            logger.addFilter(_no_chatter)
+
+
+def _no_chatter(record: logging.LogRecord) -> bool:
+    return not record.getMessage().lstrip().startswith(_STARTS)
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's progress bar, without the number of the run."""
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """What the model asked to be shown."""
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics

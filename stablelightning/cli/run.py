@@ -61,8 +61,8 @@ def main(arguments: list[str]) -> int:
         return 0
     if not rest or rest[0].startswith("-"):
         raise RecipeError(
-            f"run needs a recipe as its first argument: {', '.join(shipped(START))}, or the path of "
-            f"a YAML file; got {rest[0] if rest else 'nothing'!r}."
+            f"run needs a recipe as its first argument: {', '.join(shipped(START))}, or the path "
+            f"of a YAML file; got {repr(rest[0]) if rest else 'none'}."
         )
     recipe = find(rest[0], START)
     overlays = tuple(find(name, ADD) for name in options.add)

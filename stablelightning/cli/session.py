@@ -5,22 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import yaml
+import yaml  # type: ignore[import-untyped]
 from jsonargparse import Namespace
-from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from stablelightning.callbacks.uncertainty import EstimateUncertainty
 from stablelightning.cli.leave import leave_results, require_what_is_needed
 from stablelightning.cli.lightning import StableCLI, checkpoint_errors
 from stablelightning.cli.output import make_folder, remove_stillborn
-from stablelightning.cli.quiet import quiet
+from stablelightning.cli.quiet import ProgressBar, quiet
 from stablelightning.cli.run import Plan
 from stablelightning.cli.slots import SLOTS
 from stablelightning.cli.unknown import ObserveUnknown
-from stablelightning.errors import StableLightningWarning
+from stablelightning.errors import RecipeError, StableLightningWarning
 from stablelightning.report.files import written_whole
 from stablelightning.report.redact import redact_secrets
 from stablelightning.report.wandb import finish_run, log_config
@@ -44,7 +45,7 @@ class RunCLI(StableCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """As for every verb; a run also keeps a W&B log, and samples unless told not to."""
         super().add_arguments_to_parser(parser)
-        parser.set_defaults({"trainer.logger": _LOGGER})
+        parser.set_defaults({"trainer.logger": _LOGGER, "trainer.enable_model_summary": False})
         for slot in SLOTS:
             usual: dict[str, Any] = {"class_path": slot.callback}
             if not self._mentions(slot.concern):
@@ -56,11 +57,7 @@ class RunCLI(StableCLI):
     def _mentions(self, concern: str) -> bool:
         """Whether the recipe or an overlay says anything of a slot, were it only ``null``."""
         for path in (self.plan.recipe, *self.plan.overlays):
-            try:
-                read = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError):
-                return False  # the parser will say it, with the line
-            ours = read.get("stable") if isinstance(read, dict) else None
+            ours = _read(path).get("stable")
             if isinstance(ours, dict) and concern in ours:
                 return True
         return False
@@ -85,17 +82,21 @@ class RunCLI(StableCLI):
     def _instantiate_trainer(
         self, config: dict[str, Any], callbacks: list[L.Callback]
     ) -> L.Trainer:
-        everything = [*(config.get("callbacks") or []), *callbacks]
+        listed = config.get("callbacks") or []
+        everything = [*(listed if isinstance(listed, list) else [listed]), *callbacks]
         found = [c for c in everything if isinstance(c, EstimateUncertainty)]
         if found:
             self.unknown = ObserveUnknown(found[0])
             callbacks = [*callbacks, self.unknown]
+        has_progress = any(isinstance(c, AnyProgressBar) for c in everything)
+        if config.get("enable_progress_bar") is not False and not has_progress:
+            callbacks = [*callbacks, ProgressBar()]
         return super()._instantiate_trainer(config, callbacks)
 
     def check_data(self) -> None:
         """Read the data before there is a folder, so that bad data leaves none behind."""
         data = self.datamodule
-        if data is None or rank_zero_only.rank != 0:
+        if data is None or not self.trainer.is_global_zero:
             return
         data.trainer = self.trainer  # as Lightning does before it calls these hooks
         data.prepare_data()
@@ -105,6 +106,19 @@ class RunCLI(StableCLI):
         """Write config.yaml."""
         with written_whole(self.plan.folder / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(self.recipe, sort_keys=False), encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} must be YAML that can be read: {error}") from error
+    if not isinstance(read, dict):
+        raise RecipeError(
+            f"{path} must hold settings under their keys (model:, data:, trainer:), got "
+            f"{type(read).__name__}."
+        )
+    return read
 
 
 def run_plan(plan: Plan) -> None:
@@ -118,7 +132,7 @@ def run_plan(plan: Plan) -> None:
     require_what_is_needed()
     cli = RunCLI(plan)
     cli.check_data()
-    first = rank_zero_only.rank == 0
+    first = cli.trainer.is_global_zero
     if first:
         make_folder(plan.folder)
         cli.write_recipe()
@@ -144,12 +158,13 @@ def _fit_and_test(cli: RunCLI) -> None:
         raise KeyboardInterrupt
     if not _has_test(model, data):
         rank_zero_warn(
-            f"{type(model).__name__} has no test_step, or there is no test_dataloader: the run ends "
-            "after training. Add both to see how good it is, and how sure.",
+            f"{type(model).__name__} has no test_step, or there is no test_dataloader: the run "
+            "ends after training. Add both to see how good it is, and how sure.",
             category=StableLightningWarning,
         )
         return
-    best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
+    keeper = trainer.checkpoint_callback
+    best = keeper.best_model_path if isinstance(keeper, ModelCheckpoint) else ""
     trainer.test(model, datamodule=data, ckpt_path=best or None, verbose=False)
 
 

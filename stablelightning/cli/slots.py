@@ -1,4 +1,4 @@
-"""The named slots ``stable.<concern>``: one callback each, which merge where YAML lists would not."""
+"""The named slots ``stable.<concern>``: one callback each; slots merge, lists do not."""
 
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -39,7 +39,7 @@ SLOTS = (
         "uncertainty",
         "stablelightning.callbacks.uncertainty.EstimateUncertainty",
         "Monte Carlo dropout when testing and predicting.",
-        # Every run estimates uncertainty; where nobody asked for it, a model that has nothing random
+        # Every run estimates uncertainty; where nobody asked for it, a model with nothing random
         # in it is told so in a warning, not an error.
         unasked={"required": False},
     ),

@@ -2,6 +2,7 @@
 
 import zlib
 from functools import partial
+from typing import Any
 
 import lightning as L
 import torch
@@ -35,7 +36,7 @@ class ObserveUnknown(L.Callback):
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Predict every set, while the model is still where it was tested."""
         self.rows = {}
-        sets = getattr(trainer.datamodule, "ood_dataloaders", None)
+        sets = getattr(_data(trainer), "ood_dataloaders", None)
         if sets is None or not trainer.is_global_zero or not self.estimate.rows:
             return
         for name, loader in sets().items():
@@ -43,7 +44,11 @@ class ObserveUnknown(L.Callback):
                 self.rows[name] = rows
 
     def _observe(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, name: str, loader: DataLoader[object]
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        name: str,
+        loader: DataLoader[object],
     ) -> dict[str, Tensor]:
         estimate = self.estimate
         draw = partial(
@@ -55,10 +60,8 @@ class ObserveUnknown(L.Callback):
         step = pl_module.predict_step
         predictor = BatchPredictor(pl_module, step, task=estimate.task, draw=draw)
         record: Record | None = None
-        scale = getattr(trainer.datamodule, "target_scale", None)
+        scale = getattr(_data(trainer), "target_scale", None)
         for number, batch in enumerate(loader):
-            if trainer.fast_dev_run and number:
-                break
             batch = trainer.strategy.batch_to_device(batch)
             inputs, target = estimate.inputs_and_target(pl_module, batch)
             arguments = step_arguments(step, batch, number, None)
@@ -73,6 +76,10 @@ class ObserveUnknown(L.Callback):
         if record is None or not record.rows:
             return {}
         return Record.merged([record]).rows[0]
+
+
+def _data(trainer: L.Trainer) -> Any:
+    return getattr(trainer, "datamodule", None)
 
 
 def _keep(record: Record, seen: Observation) -> None:

@@ -1,5 +1,7 @@
 """One line and a status for every kind of exception."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -20,7 +22,7 @@ def test_ours_keep_their_words():
 
 def test_file_errors_name_the_file():
     with pytest.raises(FileNotFoundError) as caught:
-        open("no/such/file.csv")
+        Path("no/such/file.csv").read_text()
     line, status = one_line(caught.value)
     assert status == MEND
     assert line.startswith("no/such/file.csv must be a file that can be read")

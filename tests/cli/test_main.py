@@ -12,12 +12,14 @@ HEAVY = ("torch", "lightning", "wandb", "jsonargparse")
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], [], ["run", "--list"], ["run", "--help"], ["run", "no"]]
+    "arguments",
+    [["--help"], ["--version"], [], ["run", "--list"], ["run", "--help"], ["run", "no"]],
 )
 def test_light_answers_import_nothing_heavy(arguments):
     code = (
         "import sys; from stablelightning.cli.main import main; status = main(sys.argv[1:]); "
-        f"heavy = [m for m in {HEAVY!r} if m in sys.modules]; assert not heavy, heavy; sys.exit(status)"
+        f"heavy = [m for m in {HEAVY!r} if m in sys.modules]; assert not heavy, heavy; "
+        "sys.exit(status)"
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert done.returncode == (2 if arguments[-1:] == ["no"] else 0), done.stderr
@@ -26,7 +28,11 @@ def test_light_answers_import_nothing_heavy(arguments):
 def test_help_names_every_verb_and_no_other(capsys):
     assert main(["--help"]) == 0
     printed = capsys.readouterr().out
-    listed = [line.split()[0] for line in printed.splitlines() if line.startswith("  ") and "  " in line.strip()]
+    listed = [
+        line.split()[0]
+        for line in printed.splitlines()
+        if line.startswith("  ") and "  " in line.strip()
+    ]
     assert [word for word in listed if not word.startswith("-")] == list(VERBS)
 
 
