@@ -600,3 +600,17 @@ def test_a_gaussian_in_a_classification_is_refused() -> None:
 
     with pytest.raises(ModelError, match="a Gaussian output is a regression"):
         Wrong().loss(next(iter(loader())))
+
+
+# ---- on a GPU ----------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
+def test_everything_follows_the_module_to_the_device(precision: Any) -> None:
+    net, run = Net(samples=4), trainer(accelerator="gpu", devices=1, precision=precision)
+    run.fit(net, loader(), loader())
+    tested = run.test(net, loader(), verbose=False)[0]
+    assert 0 <= tested["test/accuracy"] <= 1
+    # Lightning hands predictions back on the CPU.
+    assert run.predict(net, loader())[0].mean.device.type == "cpu"
