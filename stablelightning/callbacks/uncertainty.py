@@ -8,6 +8,7 @@ from functools import partial, wraps
 from typing import Any, Literal, get_args
 
 import lightning as L
+import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -221,7 +222,7 @@ class EstimateUncertainty(StableCallback):
         """
         assert self._loaders is not None
         record = None
-        with self._or_step_aside():
+        with self._or_step_aside(), torch.inference_mode(False):  # rows are ordinary tensors
             record = self._loaders.close(loader, usable=not self._aside)
         if record is None:
             return

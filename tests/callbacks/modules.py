@@ -19,7 +19,7 @@ class Plain(L.LightningModule):
     def __init__(self, outputs: int = CLASSES, rate: float = 0.5) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.Linear(FEATURES, 8), nn.ReLU(), nn.Dropout(rate), nn.Linear(8, outputs)
+            nn.Linear(FEATURES, 8), nn.Tanh(), nn.Dropout(rate), nn.Linear(8, outputs)
         )
         self.test_steps = 0
 

@@ -1,0 +1,98 @@
+"""Two gloo processes, started once, in which every callback runs; tests read what they saw."""
+
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.multiprocessing
+from torch.utils.data import DataLoader
+
+from tests.callbacks.modules import data, loader, quiet_trainer
+from tests.contracts.models import OnlyOneRankReads, Seeded, weights
+from tests.contracts.public import make, public_callbacks
+
+WORLD = 2
+
+#: No multiple of the processes nor of the batches: the sampler pads, the last batch is short.
+ROWS = 21
+
+#: A run that takes longer hangs in a collective.
+PATIENCE_SECONDS = 240
+
+
+class Distributed(Seeded):
+    """Seeded, on data that does not divide by the processes."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(data(24), batch_size=4)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return loader(ROWS, batch_size=4)
+
+    test_dataloader = predict_dataloader = val_dataloader
+
+
+def run_on_two_processes(folder: Path) -> list[dict[str, Any]]:
+    """What each process reports, by rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = torch.multiprocessing.start_processes(
+        _process, (str(folder), port), nprocs=WORLD, join=False, start_method="spawn"
+    )
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    try:
+        while not processes.join(timeout=1):
+            if time.monotonic() > deadline:
+                raise TimeoutError("the two processes wait for each other")
+    finally:
+        for process in processes.processes:
+            if process.is_alive():
+                process.kill()
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
+
+
+def _process(rank: int, folder: str, port: int) -> None:
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0"
+    )
+    torch.set_num_threads(1)
+    report: dict[str, Any] = {}
+    for kind in public_callbacks():
+        report[kind.__name__] = _all_loops(kind)
+    report["none"] = _all_loops(None)
+    report["one rank fails"] = _one_rank_fails()
+    torch.save(report, Path(folder) / f"{rank}.pt")
+
+
+def _trainer(*callbacks: L.Callback, **settings: Any) -> L.Trainer:
+    return quiet_trainer(*callbacks, strategy="ddp", devices=WORLD, **settings)
+
+
+def _all_loops(kind: type[L.Callback] | None) -> dict[str, Any]:
+    torch.manual_seed(0)
+    callbacks = [] if kind is None else [make(kind)]
+    trainer = _trainer(*callbacks, max_epochs=1)
+    model = Distributed()
+    trainer.fit(model)
+    seen: dict[str, Any] = {"weights": weights(model), "metrics": []}
+    for _ in range(2):  # a repeat gives the same numbers
+        trainer.test(model, verbose=False)
+        seen["metrics"].append({k: v.item() for k, v in trainer.callback_metrics.items()})
+    seen["rows"] = getattr(callbacks[0], "rows", None) if callbacks else None
+    seen["predictions"] = trainer.predict(model)
+    return seen
+
+
+def _one_rank_fails() -> list[str]:
+    """Process 1 steps aside, and process 0 must not wait for it."""
+    import stablelightning as sl
+
+    callbacks = sl.recommended_callbacks()
+    trainer = _trainer(*callbacks)
+    trainer.test(OnlyOneRankReads(), verbose=False)
+    return [key for key in trainer.callback_metrics if key.startswith("uncertainty/")]

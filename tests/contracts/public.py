@@ -1,0 +1,35 @@
+"""The public callbacks, and how the contracts make one of each."""
+
+import inspect
+from typing import Any
+
+import lightning as L
+
+from stablelightning import callbacks
+
+#: Settings that keep the contracts fast, and differ from the defaults where that shows something.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "EstimateUncertainty": {"samples": 9, "seed": 5, "tolerance": 1e-6},
+}
+
+#: Callbacks that must not change what is learned.
+OBSERVERS = {"EstimateUncertainty"}
+
+#: Callbacks that cannot do what they are for around a model with nothing random in it.
+SAMPLERS = {"EstimateUncertainty"}
+
+
+def public_callbacks() -> list[type[L.Callback]]:
+    """Every callback class of ``stablelightning.callbacks.__all__``."""
+    names = (getattr(callbacks, name) for name in callbacks.__all__)
+    return [kind for kind in names if inspect.isclass(kind) and issubclass(kind, L.Callback)]
+
+
+def make(kind: type[L.Callback]) -> L.Callback:
+    """One callback, in settings of its own."""
+    return kind(**SETTINGS.get(kind.__name__, {}))
+
+
+def settings_of(callback: L.Callback) -> dict[str, Any]:
+    """The constructor's arguments, which every callback keeps under their own names."""
+    return {name: getattr(callback, name) for name in inspect.signature(type(callback)).parameters}

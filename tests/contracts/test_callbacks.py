@@ -1,0 +1,249 @@
+"""What every public callback promises; a new callback is held to it by being public."""
+
+import inspect
+import pickle
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import lightning as L
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers import CSVLogger
+
+from stablelightning.callbacks.base import StableCallback
+from stablelightning.errors import NothingRandomError
+from tests.callbacks.modules import quiet_trainer
+from tests.contracts.models import Breaks, LanguageModel, Seeded, weights
+from tests.contracts.public import OBSERVERS, SAMPLERS, make, public_callbacks, settings_of
+
+every_callback = pytest.mark.parametrize("kind", public_callbacks(), ids=lambda k: k.__name__)
+LOOPS = ("fit", "validate", "test", "predict")
+
+
+def run(trainer: L.Trainer, model: L.LightningModule, *loops: str, **settings: Any) -> None:
+    for loop in loops:
+        getattr(trainer, loop)(model, **settings)
+
+
+def test_there_are_callbacks_to_hold_to_the_contracts():
+    assert public_callbacks()
+
+
+# ---- as an object -------------------------------------------------------------------------------
+
+
+@every_callback
+def test_checks_where_trainer_and_module_come_from(kind):
+    assert issubclass(kind, StableCallback)
+
+
+@every_callback
+def test_keeps_its_arguments_and_names_few(kind):
+    parameters = list(inspect.signature(kind).parameters.values())
+    assert len(parameters) <= 6
+    assert all(p.kind is p.KEYWORD_ONLY for p in parameters[1:])
+    assert settings_of(kind()) == {p.name: p.default for p in parameters}
+
+
+@every_callback
+@pytest.mark.parametrize("used", [False, True], ids=["new", "used"])
+def test_pickles(kind, used):
+    callback = make(kind)
+    if used:
+        run(quiet_trainer(callback, max_epochs=1), Seeded(), *LOOPS)
+    copy = pickle.loads(pickle.dumps(callback))
+    assert settings_of(copy) == settings_of(callback)
+    run(quiet_trainer(copy, max_epochs=1), Seeded(), *LOOPS)
+
+
+@every_callback
+def test_survives_a_recipe(kind):
+    """Short class name in, the same callback out of the config that a run writes down."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(L.Callback, "callback")
+    wanted = settings_of(make(kind))
+    recipe = yaml.safe_dump({"callback": {"class_path": kind.__name__, "init_args": wanted}})
+    first = parser.parse_string(recipe)
+    second = parser.parse_string(parser.dump(first))
+    # Renamed in jsonargparse 4.49.
+    instantiate = getattr(parser, "instantiate", parser.instantiate_classes)
+    for config in (first, second):
+        callback = instantiate(config).callback
+        assert type(callback) is kind
+        assert settings_of(callback) == wanted
+
+
+def test_state_keys_are_distinct():
+    keys = [make(kind).state_key for kind in public_callbacks()]
+    assert len(set(keys)) == len(keys)
+
+
+@every_callback
+def test_state_is_plain(kind, tmp_path):
+    callback = make(kind)
+    run(quiet_trainer(callback, max_epochs=2), Seeded(), *LOOPS)
+    state = callback.state_dict()
+    torch.save(state, tmp_path / "state.pt")
+    again = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert same(again, state)
+    copy = make(kind)
+    copy.load_state_dict(again)
+    assert same(copy.state_dict(), state)
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and a == b
+
+
+def test_same_tells_states_apart():
+    assert same({"a": [torch.ones(2), 1]}, {"a": [torch.ones(2), 1]})
+    assert not same({"a": [torch.ones(2), 1]}, {"a": [torch.zeros(2), 1]})
+    assert not same({"a": 1}, {"a": 1.0})
+
+
+# ---- in training --------------------------------------------------------------------------------
+
+
+def fitted(*callbacks: L.Callback, ckpt_path: Path | None = None, **settings: Any) -> Any:
+    torch.manual_seed(0)
+    model = Seeded()
+    trainer = quiet_trainer(*callbacks, **settings)
+    trainer.fit(model, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+    return trainer, model
+
+
+@every_callback
+@pytest.mark.parametrize("step", [6, 8], ids=["end-of-epoch", "mid-epoch"])
+def test_resumed_run_equals_unbroken_run(kind, step, tmp_path):
+    callbacks = make(kind), make(kind)
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=2, save_top_k=-1)
+    _, unbroken = fitted(callbacks[0], every, max_epochs=2, enable_checkpointing=True)
+    trainer, resumed = fitted(callbacks[1], ckpt_path=tmp_path / f"step={step}.ckpt", max_epochs=2)
+    assert trainer.global_step == 12
+    assert trainer.fit_loop.epoch_loop.total_batch_idx == 11
+    assert same(weights(resumed), weights(unbroken))
+    assert same(callbacks[0].state_dict(), callbacks[1].state_dict())
+    outcomes = []
+    for model in (unbroken, resumed):
+        trainer = quiet_trainer(make(kind))
+        trainer.test(model, verbose=False)
+        outcomes.append(dict(trainer.callback_metrics))
+    assert same(*outcomes)
+
+
+def test_the_comparison_sees_a_run_that_is_not_resumed_exactly(tmp_path):
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=2, save_top_k=-1)
+    _, unbroken = fitted(every, max_epochs=2, enable_checkpointing=True)
+    broken = torch.load(tmp_path / "step=8.ckpt", weights_only=True)
+    broken["optimizer_states"][0]["state"][0]["exp_avg"] *= 1.001
+    torch.save(broken, tmp_path / "broken.ckpt")
+    _, resumed = fitted(ckpt_path=tmp_path / "broken.ckpt", max_epochs=2)
+    assert not same(weights(resumed), weights(unbroken))
+
+
+@every_callback
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_trains_under_gradient_accumulation(kind, accumulated):
+    settings = {"max_epochs": 2, "accumulate_grad_batches": accumulated}
+    trainer, model = fitted(make(kind), **settings)
+    assert trainer.global_step == 12 // accumulated
+    assert all(value.isfinite().all() for value in weights(model))
+    if kind.__name__ in OBSERVERS:
+        assert same(weights(model), weights(fitted(**settings)[1]))
+
+
+@every_callback
+@pytest.mark.parametrize("loop", LOOPS)
+def test_modes_are_restored_after_an_exception(kind, loop):
+    flags = []
+    for callbacks in ([], [make(kind)]):
+        model = Breaks(loop)
+        methods = set(vars(model))
+        with pytest.raises(RuntimeError, match="broken on purpose"):
+            run(quiet_trainer(*callbacks, max_epochs=1), model, loop)
+        flags.append([module.training for module in model.modules()])
+        assert not {m for m in set(vars(model)) - methods if callable(getattr(model, m))}
+        assert not [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
+    assert flags[0] == flags[1]
+
+
+@every_callback
+def test_modes_are_restored_after_a_run(kind):
+    flags = []
+    for callbacks in ([], [make(kind)]):
+        model = Breaks("never")
+        run(quiet_trainer(*callbacks, max_epochs=1), model, *LOOPS)
+        flags.append([module.training for module in model.modules()])
+    assert flags[0] == flags[1]
+
+
+# ---- around other people's modules --------------------------------------------------------------
+
+
+@every_callback
+@pytest.mark.parametrize("loop", LOOPS)
+def test_boring_model_unchanged(kind, loop):
+    callback = make(kind)
+    trainer = quiet_trainer(callback, max_epochs=1, limit_train_batches=2, limit_val_batches=2)
+    # BoringModel is one Linear: whoever must sample says that it cannot, and how to mend it.
+    samples = kind.__name__ in SAMPLERS and loop in ("test", "predict")
+    expected = pytest.raises(NothingRandomError, match="add_dropout") if samples else nullcontext()
+    with expected:
+        run(trainer, BoringModel(), loop)
+
+
+@every_callback
+@pytest.mark.parametrize("loop", LOOPS)
+def test_language_model_unchanged(kind, loop):
+    model = LanguageModel()
+    if (
+        loop == "predict"
+    ):  # the demo's forward takes two arguments, Lightning's default step gives one
+        model.predict_step = lambda batch, batch_idx: model(*batch)
+    run(quiet_trainer(make(kind), max_epochs=1), model, loop)
+
+
+# ---- in every kind of Trainer -------------------------------------------------------------------
+
+
+@every_callback
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"fast_dev_run": True},
+        {"fast_dev_run": True, "inference_mode": False},
+        {"barebones": True, "max_epochs": 1},
+        {"num_sanity_val_steps": 2, "max_epochs": 1},
+        {"precision": "bf16-mixed", "max_epochs": 1},
+    ],
+    ids=lambda settings: ",".join(settings),
+)
+def test_trainers(kind, settings):
+    model = Seeded()
+    run(quiet_trainer(make(kind), **settings), model, *LOOPS)
+    assert all(value.isfinite().all() for value in weights(model))
+
+
+@every_callback
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_any_number_of_loggers(kind, number, tmp_path):
+    loggers = [CSVLogger(str(tmp_path), name=f"log{i}") for i in range(number)]
+    trainer = quiet_trainer(make(kind), logger=loggers, max_epochs=1, log_every_n_steps=1)
+    run(trainer, Seeded(), *LOOPS)
+    written = []
+    for logger in loggers:
+        logger.save()
+        written.append((Path(logger.log_dir) / "metrics.csv").read_text())
+        assert "test_loss" in written[-1]
+    assert len(set(written)) <= 1
