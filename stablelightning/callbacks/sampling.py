@@ -10,8 +10,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from stablelightning.callbacks.scoring import task_and_class_dim
 from stablelightning.callbacks.steps import Calls, Step
+from stablelightning.functional.uncertainty import is_label_probabilities
 from stablelightning.model.prediction import Prediction, Task
-from stablelightning.model.summarize import Summary
+from stablelightning.model.summarize import Summary, select_output
 from stablelightning.nn.heads import Gaussian
 
 
@@ -40,6 +41,8 @@ class BatchPredictor:
         self._task: Task | None = None
         self._keep_samples = False
         self._draw = draw
+        self._label_logits = False
+        self._function: Callable[..., Any] = pl_module
 
     @property
     def needs_inputs(self) -> bool:
@@ -66,6 +69,12 @@ class BatchPredictor:
             )
             # The mixture likelihood needs every sample; for pixels that would be too many.
             self._keep_samples = isinstance(output, Gaussian) and output.mean.ndim <= 2
+            if self._task == "multilabel" and isinstance(output, Tensor):
+                self._label_logits = _takes_logits(self._module) or not is_label_probabilities(
+                    output
+                )
+        if self._label_logits and isinstance(output, Tensor):
+            output = output.float().sigmoid()
         summary = Summary(self._task, class_dim=self.class_dim)
         summary.update_(tree_map(lambda x: x.unsqueeze(0), output))
         return summary.prediction(engine="plain")
@@ -77,15 +86,26 @@ class BatchPredictor:
             NothingRandomError: no random number was drawn.
         """
         call = self._calls.chosen(inputs, arguments)
+        self._function = call.function or self._module
         return self._draw(
             self._module,
             call.inputs,
-            call=call.function,
+            call=self._label_probabilities if self._label_logits else call.function,
             seed=seed,
             task=self._task,
             class_dim=self.class_dim,
             keep_samples=self._keep_samples,
         )
+
+    def _label_probabilities(self, *arguments: Any, **named: Any) -> Any:
+        """Logits of one row may all lie in [0, 1]; the first batch has told that they are logits."""
+        output = select_output(self._function(*arguments, **named))
+        return output if isinstance(output, Gaussian) else output.float().sigmoid()
+
+
+def _takes_logits(pl_module: L.LightningModule) -> bool:
+    """Whether it is a StableMixin with its default loss, for which outputs are logits."""
+    return getattr(pl_module, "_default_loss", None) is True
 
 
 def rows_in(inputs: Any, prediction: Prediction) -> int:

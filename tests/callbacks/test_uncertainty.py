@@ -161,6 +161,22 @@ def test_independent_labels():
     assert callback.rows["epistemic"].shape == (20, CLASSES)
 
 
+class SmallLogits(AnyTest):
+    """Logits of labels: of both signs in the first batch, all within [0, 1] in the second."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.net(x)[:, :1] * 1e-4
+
+
+def test_logits_stay_logits_in_a_batch_where_they_look_like_probabilities():
+    x = torch.tensor([[-3.0, 2, 1, -1], [4, -2, 1, 2], [0.3, 0.4, 0.5, 0.6]])
+    y = torch.tensor([[0, 1, 1, 0], [1, 0, 1, 1], [1, 0, 1, 0]])
+    callback = estimate()
+    run_test(SmallLogits(), DataLoader(TensorDataset(x, y), batch_size=2), callback)
+    for key in ("mean", "deterministic"):
+        torch.testing.assert_close(callback.rows[key], x.sigmoid(), atol=1e-3, rtol=0)
+
+
 def test_tolerance_stops_early():
     callback = estimate(samples=200, tolerance=0.05)
     run_test(Plain(), loader(), callback)
