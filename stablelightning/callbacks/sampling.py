@@ -98,7 +98,7 @@ class BatchPredictor:
         )
 
     def _label_probabilities(self, *arguments: Any, **named: Any) -> Any:
-        """Logits of one row may all lie in [0, 1]; the first batch has told that they are logits."""
+        """Logits of one row may all lie in [0, 1]; the first batch has told what they are."""
         output = select_output(self._function(*arguments, **named))
         return output if isinstance(output, Gaussian) else output.float().sigmoid()
 
