@@ -46,7 +46,7 @@ class Moments:
         self.count = total
 
     def variance(self, *, correction: int = 0) -> Tensor:
-        """Variance of the samples ``(...)``; ``correction=1`` divides by one less than their number."""
+        """Variance of the samples ``(...)``; ``correction=1`` divides by their number less one."""
         if self.squares is None:
             raise ValueError("variance needs at least one sample, got none; call update_ first.")
         return self.squares / max(self.count - correction, 1)

@@ -1,4 +1,4 @@
-"""Putting sampled outputs together: any pytree in, the same pytree with a leading sample axis out."""
+"""Putting sampled outputs together: any pytree in, the same with a leading sample axis out."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ from stablelightning.errors import ModelError
 def stack_outputs(outputs: list[Any]) -> Any:
     """Stack T outputs of equal structure into one with a leading axis of T.
 
-    Tensors are stacked, numbers become a tensor of T numbers, and any other leaf (a string, ``None``)
-    must be the same in every sample and is kept as it is.
+    Tensors are stacked, numbers become a tensor of T numbers, and any other leaf (a string,
+    ``None``) must be the same in every sample and is kept as it is.
 
     Raises:
         ModelError: structure or shapes differ from sample to sample, or nothing is a tensor.
@@ -25,8 +25,8 @@ def stack_outputs(outputs: list[Any]) -> Any:
     flat, specs = zip(*(tree_flatten(o) for o in outputs), strict=True)
     if any(spec != specs[0] for spec in specs):
         raise ModelError(
-            "every sample must have the same output structure, and this model's differs from pass to "
-            "pass; pass call= a function that returns the part that is always there."
+            "every sample must have the same output structure, and this model's differs from "
+            "pass to pass; pass call= a function that returns the part that is always there."
         )
     return tree_unflatten(
         [_stack_leaf(list(leaves)) for leaves in zip(*flat, strict=True)], specs[0]

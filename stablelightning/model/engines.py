@@ -1,19 +1,133 @@
-"""The plain engine: run the whole model once per sample."""
+"""The engines: ways of computing samples, none of which changes what a sample means."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from stablelightning.model.collect import detached_copies, stack_outputs
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
-#: Samples are handed on in stacks of this many: enough to spread the cost of the streaming moments,
-#: few enough that a stack of outputs is small beside one pass.
+from stablelightning.model.batched import CannotBatch, count_rows, repeated, vmapped
+from stablelightning.model.collect import detached_copies, stack_outputs
+from stablelightning.model.replay import Replay
+
+#: Samples drawn one by one are handed on in stacks of this many: enough to spread the cost of the
+#: streaming moments, few enough that a stack of outputs is small beside one pass.
 STACK = 8
 
 
-def loop(run: Callable[[], Any], samples: int, *, stack: int = STACK) -> Iterator[Any]:
-    """Yield stacks of outputs of ``samples`` independent passes."""
-    done = 0
-    while done < samples:
-        number = min(stack, samples - done)
-        yield stack_outputs([detached_copies(run()) for _ in range(number)])
-        done += number
+@dataclass
+class Sampled:
+    """One thing to sample: a model, what is called, and with what.
+
+    Args:
+        model: the model, in sampling mode while an engine runs.
+        function: what is called with the inputs; the model itself, or a method of it.
+        inputs: ``(args, kwargs)``.
+    """
+
+    model: nn.Module
+    function: Callable[..., Any]
+    inputs: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def run(self) -> Any:
+        """One pass on the inputs."""
+        return self.function(*self.inputs[0], **self.inputs[1])
+
+    def on(self, inputs: Any) -> Any:
+        """One pass on other inputs of the same structure."""
+        return self.function(*inputs[0], **inputs[1])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs (or else the parameters) are."""
+        leaves = tree_leaves(self.inputs)
+        found = next((x for x in leaves if isinstance(x, Tensor)), None)
+        if found is None:
+            found = next(self.model.parameters(), None)
+        return torch.device("cpu") if found is None else found.device
+
+
+def loop(sampled: Sampled, samples: int) -> Iterator[Any]:
+    """The whole model once per sample."""
+    for number in _split(samples, STACK):
+        yield stack_outputs([detached_copies(sampled.run()) for _ in range(number)])
+
+
+def replay(
+    sampled: Sampled, samples: int, *, gave_up: Callable[[str], None] = lambda _: None
+) -> Iterator[Any]:
+    """The deterministic prefix once, the rest once per sample: bit-identical to :func:`loop`.
+
+    Args:
+        sampled: what is sampled.
+        samples: number of samples.
+        gave_up: told why the prefix could not be replayed, at most once.
+    """
+    again = Replay(sampled.run, sampled.model)
+    told = False
+    for number in _split(samples, STACK):
+        outputs = []
+        for _ in range(number):
+            outputs.append(detached_copies(again()))
+            if again.gave_up is not None and not told:
+                told = True
+                gave_up(again.gave_up)
+        yield stack_outputs(outputs)
+
+
+def vmap(
+    sampled: Sampled, samples: int, *, chunk: int, out_of_place: bool = False
+) -> Iterator[Any]:
+    """The prefix once, the rest as batches of ``chunk`` samples.
+
+    Raises:
+        CannotBatch: vmap refuses the live part, or a later chunk takes another path.
+    """
+    passes = -(-samples // chunk)
+    each = -(-samples // passes)  # equal passes, so that each takes the path of the first
+    marker = torch.zeros(each, device=sampled.device)
+
+    def batch() -> Any:
+        return vmapped(sampled.run, marker, out_of_place=out_of_place)
+
+    again = Replay(batch, sampled.model) if passes > 1 else None
+    for number in [each] * (passes - 1) + [samples - each * (passes - 1)]:
+        output = batch() if again is None else again()
+        if again is not None and again.gave_up is not None:
+            raise CannotBatch(again.gave_up)
+        yield _settled(output, number, copy=again is not None)
+
+
+def repeat(sampled: Sampled, samples: int, *, chunk: int) -> Iterator[Any]:
+    """Batches of ``chunk`` copies of the rows; right only if rows are independent.
+
+    Raises:
+        CannotBatch: an output does not have one row per input row.
+    """
+    rows = count_rows(sampled.inputs)
+    for number in _split(samples, chunk):
+        yield repeated(sampled.on, sampled.inputs, number, rows=rows)
+
+
+def _split(samples: int, chunk: int) -> list[int]:
+    """Sizes of equal chunks (the last may be smaller), none above ``chunk``."""
+    passes = -(-samples // chunk)
+    each = -(-samples // passes)
+    return [min(each, samples - start) for start in range(0, samples, each)]
+
+
+def _settled(output: Any, number: int, *, copy: bool) -> Any:
+    """The first ``number`` samples, free of memory that the next pass uses again.
+
+    Outputs of vmap that do not depend on the sample are views of what is on the tape.
+    """
+
+    def settle(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        taken = leaf[:number]
+        return taken.clone() if copy or not leaf.is_contiguous() else taken
+
+    return tree_map(settle, output)

@@ -59,16 +59,27 @@ class HostGeneratorWatch:
         return random.getstate(), pickle.dumps(numpy.random.get_state(legacy=False))
 
 
+class GeneratorState:
+    """Torch's default generators as they are now, to be restored later."""
+
+    def __init__(self) -> None:
+        self._cpu: Tensor = torch.default_generator.get_state()
+        self._cuda = [(g, g.get_state()) for g in _cuda_generators()]
+
+    def restore(self) -> None:
+        """Put the generators back."""
+        torch.default_generator.set_state(self._cpu)
+        for generator, state in self._cuda:
+            generator.set_state(state)
+
+
 @contextmanager
 def preserved_generators(seed: int | None = None) -> Iterator[None]:
     """Leave torch's default generators as they were; inside, start them from ``seed`` if given."""
-    cpu: Tensor = torch.default_generator.get_state()
-    cuda = [(g, g.get_state()) for g in _cuda_generators()]
+    before = GeneratorState()
     try:
         if seed is not None:
             torch.manual_seed(seed)
         yield
     finally:
-        torch.default_generator.set_state(cpu)
-        for generator, state in cuda:
-            generator.set_state(state)
+        before.restore()

@@ -15,19 +15,20 @@ Task = Literal["classification", "multilabel", "regression"]
 class Prediction:
     """The mean of the sampled predictions, with its uncertainty split by where it comes from.
 
-    ``aleatoric`` is what more training data would not remove (noise in the data), ``epistemic`` what
-    it would (the model does not know), and ``total`` is their sum. Their units follow the task:
-    nats for classification and multi-label, variance in squared target units for regression.
+    ``aleatoric`` is what more training data would not remove (noise in the data), ``epistemic``
+    what it would (the model does not know), and ``total`` is their sum. Their units follow the
+    task: nats for classification and multi-label, squared target units for regression.
 
     Args:
         task: ``"classification"``, ``"multilabel"`` or ``"regression"``.
-        mean: mean probabilities ``(N, C, ...)``; per-label probabilities ``(N, L)`` for multi-label;
-            the predictive mean ``(N, ...)`` for regression.
-        total: predictive entropy ``(N, ...)``, per label ``(N, L)``, or total variance ``(N, ...)``.
-        aleatoric: expected entropy, or the mean of the predicted variances (0 without such a head).
+        mean: mean probabilities ``(N, C, ...)``; per-label probabilities ``(N, L)`` for
+            multi-label; the predictive mean ``(N, ...)`` for regression.
+        total: predictive entropy ``(N, ...)`` (per label ``(N, L)``), or total variance.
+        aleatoric: expected entropy, or the mean of the predicted variances (0 without such a
+            head).
         epistemic: mutual information, or the variance of the predicted means.
-        variation_ratio: share of the samples that disagree with the most frequent class, ``(N, ...)``,
-            in [0, 1); ``None`` for regression.
+        variation_ratio: share of the samples that disagree with the most frequent class,
+            ``(N, ...)``, in [0, 1); ``None`` for regression.
         standard_error: standard error of ``mean``, same shape; it shrinks as 1/sqrt(samples).
         samples_used: number of samples drawn.
         engine: the engine that drew them, with the reason where ``auto`` chose it.
@@ -39,7 +40,8 @@ class Prediction:
 
     Example:
         >>> import torch, stablelightning as sl
-        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 3))
+        >>> from torch.nn import Dropout, Linear, Sequential
+        >>> net = Sequential(Linear(4, 8), Dropout(0.5), Linear(8, 3))
         >>> prediction = sl.mc_dropout(net, torch.randn(5, 4), samples=20, seed=0)
         >>> prediction.mean.shape, prediction.epistemic.shape
         (torch.Size([5, 3]), torch.Size([5]))

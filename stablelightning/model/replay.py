@@ -94,7 +94,7 @@ class _Watcher(TorchDispatchMode):
     """What recording and playing share: after the frontier, taped memory is kept as it was."""
 
     def __init__(self, tape: Tape) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tape = tape
         self._saved: dict[int, Tensor] = {}
 
@@ -200,6 +200,7 @@ class Recorder(_Watcher):
         return then()
 
     def host_read(self, tensor: Tensor) -> None:
+        """See :meth:`_Watcher.host_read`."""
         if self.refused is not None:
             return
         if self.tape.frontier is not None:
@@ -295,6 +296,7 @@ class Player(_Watcher):
         self.tape.recompute(self._end, keep_alive=True)
 
     def host_read(self, tensor: Tensor) -> None:
+        """See :meth:`_Watcher.host_read`."""
         if self.diverged is not None:
             return
         if self.position < self._end:

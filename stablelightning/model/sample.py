@@ -1,22 +1,46 @@
 """Monte Carlo dropout: sample any model that has something random in it."""
 
-from collections.abc import Callable, Iterator
+import warnings
+import weakref
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from stablelightning.errors import DataError, NothingRandomError, RecipeError
+from stablelightning.errors import (
+    DataError,
+    EngineError,
+    NothingRandomError,
+    RecipeError,
+    StableLightningWarning,
+)
+from stablelightning.model.auto import rows_independent, study
+from stablelightning.model.batched import CannotBatch
 from stablelightning.model.collect import concatenate_chunks
-from stablelightning.model.engines import loop
-from stablelightning.model.generators import GeneratorWatch, preserved_generators
+from stablelightning.model.engines import STACK, Sampled, loop, repeat, replay, vmap
+from stablelightning.model.generators import GeneratorState, GeneratorWatch, preserved_generators
+from stablelightning.model.plan import Plan, plan_key, remember, remembered
 from stablelightning.model.prediction import Prediction
-from stablelightning.model.stochastic import sampling_mode, stochastic_modules
+from stablelightning.model.stochastic import (
+    StochasticModules,
+    sampling_mode,
+    stochastic_modules,
+)
 from stablelightning.model.summarize import Summary, infer_task, select_output
 
 Engine = Literal["auto", "loop", "replay", "vmap", "repeat"]
+
+
+@dataclass(frozen=True)
+class _Settings:
+    engine: Engine
+    chunk_size: int | None
+    call: Callable[..., Any] | None
+    also: tuple[type, ...]
 
 
 def sample_predictions(
@@ -30,7 +54,7 @@ def sample_predictions(
     call: Callable[..., Any] | None = None,
     also: tuple[type, ...] = (),
 ) -> Any:
-    """Run ``model`` ``samples`` times with its randomness on; the outputs gain a leading sample axis.
+    """Run a model many times with its randomness on; the outputs gain a leading sample axis.
 
     Args:
         model: any ``nn.Module``; flags, buffers and hooks are left as they were. No gradient flows.
@@ -59,8 +83,12 @@ def sample_predictions(
         >>> sample_predictions(net, torch.randn(5, 4), samples=20, seed=0).shape
         torch.Size([20, 5, 3])
     """
-    with closing(_stream(model, inputs, samples, seed, engine, chunk_size, call, also)) as stream:
-        return concatenate_chunks([chunk for chunk, _ in stream])
+    settings = _settings(samples, engine, chunk_size=chunk_size, call=call, also=also)
+    kept: list[Any] = []
+    with closing(_stream(model, inputs, samples, seed, settings)) as stream:
+        for chunk, _ in stream:
+            kept = [] if chunk is None else [*kept, chunk]
+    return concatenate_chunks(kept)
 
 
 def mc_dropout(
@@ -115,10 +143,19 @@ def mc_dropout(
         raise RecipeError(
             f"tolerance must be > 0, got {tolerance}; leave it out to draw every sample."
         )
+    # With a tolerance, small chunks: each is a chance to stop.
+    settings = _settings(
+        samples, engine, chunk_size=None if tolerance is None else _FEWEST_TO_STOP, call=call
+    )
     summary: Summary | None = None
     kept: list[Any] = []
-    with closing(_stream(model, inputs, samples, seed, engine, None, call, ())) as stream:
-        for chunk, name in stream:
+    name: str = engine
+    with closing(_stream(model, inputs, samples, seed, settings)) as stream:
+        for chunk, used in stream:
+            name = used
+            if chunk is None:
+                summary, kept = None, []
+                continue
             output = select_output(chunk)
             if summary is None:
                 first = tree_map(lambda x: x[0], output)
@@ -133,6 +170,12 @@ def mc_dropout(
     prediction = summary.prediction(engine=name, samples=kept_samples)
     if prediction.mean.isnan().any():
         _refuse_nan(inputs)
+    if samples > 1 and not prediction.standard_error.any():
+        warn_once(
+            model,
+            f"{type(model).__name__} drew random numbers, and all {prediction.samples_used} "
+            "samples are equal; its output may not depend on its dropout (an argmax, say).",
+        )
     return prediction
 
 
@@ -150,45 +193,134 @@ def _refuse_nan(inputs: Any) -> None:
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.isnan().any():
             row = int(leaf.isnan().flatten(1 if leaf.ndim > 1 else 0).nonzero()[0, 0])
             raise DataError(
-                f"inputs must be free of NaN, got {int(leaf.isnan().sum())} (the first in row {row}); "
-                "drop or fill those rows."
+                f"inputs must be free of NaN, got {int(leaf.isnan().sum())} (the first in row "
+                f"{row}); drop or fill those rows."
             )
 
 
 def _stream(
-    model: nn.Module,
-    inputs: Any,
+    model: nn.Module, inputs: Any, samples: int, seed: int | None, settings: _Settings
+) -> Generator[tuple[Any, str]]:
+    """Yield ``(chunk, engine)``; a chunk of ``None`` says: forget what came before."""
+    with ExitStack() as stack:
+        # Out of the caller's inference mode: a cache that the model builds must stay trainable.
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        sampled = Sampled(model, settings.call or model, _arguments(inputs))
+        found = stochastic_modules(model, sampled.run, also=settings.also)
+        if seed is not None:
+            stack.enter_context(preserved_generators(seed))
+        stack.enter_context(sampling_mode(model, found))
+        watch = GeneratorWatch()
+        checked = False
+        for chunk, name in _run_engine(sampled, samples, found, settings):
+            if not checked and chunk is not None:
+                checked = True
+                if not watch.moved():
+                    raise _nothing_random(model)
+            yield chunk, name
+
+
+def _run_engine(
+    sampled: Sampled, samples: int, found: StochasticModules, settings: _Settings
+) -> Iterator[tuple[Any, str]]:
+    name, limit = settings.engine, settings.chunk_size
+    if name == "loop":
+        yield from ((chunk, name) for chunk in loop(sampled, samples))
+    elif name == "replay":
+        yield from _replayed(sampled, samples, Plan("replay", 1))
+    elif name == "auto":
+        yield from _planned(sampled, samples, found, limit)
+    else:
+        yield from _by_name(sampled, samples, found, settings)
+
+
+def _planned(
+    sampled: Sampled, samples: int, found: StochasticModules, limit: int | None
+) -> Iterator[tuple[Any, str]]:
+    key = plan_key(sampled, samples, found)
+    plan = remembered(sampled.model, key)
+    if plan is None:
+        plan = remember(sampled.model, key, study(sampled, samples, found))
+    if plan.engine == "replay":
+        yield from _replayed(sampled, samples, plan)
+        return
+    start = GeneratorState()
+    try:
+        yield from _batched(sampled, samples, plan.limited(limit))
+    except CannotBatch as refusal:
+        start.restore()
+        plan = remember(sampled.model, key, Plan("replay", 1, str(refusal)))
+        yield None, plan.describe()
+        yield from _replayed(sampled, samples, plan)
+
+
+def _batched(sampled: Sampled, samples: int, plan: Plan) -> Iterator[tuple[Any, str]]:
+    chunks = (
+        repeat(sampled, samples, chunk=plan.chunk)
+        if plan.engine == "repeat"
+        else vmap(sampled, samples, chunk=plan.chunk, out_of_place=plan.out_of_place)
+    )
+    name = plan.describe()
+    yield from ((chunk, name) for chunk in chunks)
+
+
+def _replayed(sampled: Sampled, samples: int, plan: Plan) -> Iterator[tuple[Any, str]]:
+    name = plan.describe()
+
+    def gave_up(reason: str) -> None:
+        nonlocal name
+        name = f"loop ({reason})"
+        if not plan.reason:
+            warn_once(sampled.model, f"replay fell back to the plain loop: {reason}.")
+
+    for chunk in replay(sampled, samples, gave_up=gave_up):
+        yield chunk, name
+
+
+def _by_name(
+    sampled: Sampled, samples: int, found: StochasticModules, settings: _Settings
+) -> Iterator[tuple[Any, str]]:
+    chunk = settings.chunk_size or min(samples, STACK)
+    if settings.engine == "repeat" and not rows_independent(sampled, found):
+        raise EngineError(
+            "repeat needs rows that do not influence each other, and those of "
+            f"{type(sampled.model).__name__} do, or could not be checked; use engine='auto'."
+        )
+    try:
+        yield from _batched(sampled, samples, Plan(settings.engine, chunk))
+    except CannotBatch as refusal:
+        raise EngineError(
+            f"{settings.engine} must be able to batch {type(sampled.model).__name__}, and cannot "
+            f"({refusal}); use engine='auto', which finds another way."
+        ) from refusal
+
+
+_WARNED: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
+
+
+def warn_once(model: nn.Module, message: str) -> None:
+    """Warn, once per model and message."""
+    said = _WARNED.setdefault(model, set())
+    if message not in said:
+        said.add(message)
+        warnings.warn(message, StableLightningWarning, stacklevel=2)
+
+
+def _settings(
     samples: int,
-    seed: int | None,
     engine: Engine,
+    *,
     chunk_size: int | None,
     call: Callable[..., Any] | None,
-    also: tuple[type, ...],
-) -> Iterator[tuple[Any, str]]:
+    also: tuple[type, ...] = (),
+) -> _Settings:
     _check("samples", samples)
     if chunk_size is not None:
         _check("chunk_size", chunk_size)
     if engine not in get_args(Engine):
         raise RecipeError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}.")
-    with ExitStack() as stack:
-        # Out of the caller's inference mode: a cache that the model builds must stay usable in training.
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
-        args, kwargs = _arguments(inputs)
-        function = call or model
-
-        def run() -> Any:
-            return function(*args, **kwargs)
-
-        found = stochastic_modules(model, run, also=also)
-        if seed is not None:
-            stack.enter_context(preserved_generators(seed))
-        stack.enter_context(sampling_mode(model, found))
-        watch = GeneratorWatch()
-        for number, chunk in enumerate(loop(run, samples)):
-            if number == 0 and not watch.moved():
-                raise _nothing_random(model)
-            yield chunk, "loop"
+    return _Settings(engine, chunk_size, call, also)
 
 
 def _check(name: str, value: int) -> None:
@@ -209,7 +341,8 @@ def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def _nothing_random(model: nn.Module) -> NothingRandomError:
     return NothingRandomError(
-        f"sampling needs something random, and one pass of {type(model).__name__} with its dropout "
-        "(Dropout, attention and recurrent dropout, DropPath, F.dropout with training=self.training) "
-        "switched on drew no random number; sl.add_dropout(model, p=0.1) adds dropout before the head."
+        f"sampling needs something random, and one pass of {type(model).__name__} with its "
+        "dropout (Dropout, attention and recurrent dropout, DropPath, F.dropout with "
+        "training=self.training) switched on drew no random number; sl.add_dropout(model, p=0.1) "
+        "adds dropout before the head."
     )

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from stablelightning.model.tape import CannotReplay, Given, Made
+from stablelightning.model.trust import is_trusted
 
 if TYPE_CHECKING:
     from stablelightning.model.replay import Player, Recorder
-
-_TRUSTED_PACKAGES = ("torch.nn.modules.", "torchvision.models.", "torchvision.ops.", "timm.")
 
 
 @dataclass(slots=True)
@@ -50,7 +49,7 @@ def trusted_modules(model: nn.Module) -> list[nn.Module]:
 
 def _is_plain(module: nn.Module) -> bool:
     return (
-        type(module).__module__.startswith(_TRUSTED_PACKAGES)
+        is_trusted(module)
         and "forward" not in vars(module)
         and not module._forward_hooks
         and not module._forward_pre_hooks
@@ -143,7 +142,9 @@ class Shortcuts:
             except CannotReplay:
                 return
         end = len(recorder.tape.operations)
-        self._calls[id(module), start] = _Call(end, *given, outputs, spec, _weights(module))
+        self._calls[id(module), start] = _Call(
+            end, given[0], given[1], outputs, spec, _weights(module)
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from stablelightning.model.footprint import Footprint
 from stablelightning.model.generators import GeneratorWatch, preserved_generators
 
 _FUNCTIONAL_DROPOUTS = frozenset(
@@ -94,11 +95,11 @@ def stochastic_modules(
 
 @contextmanager
 def sampling_mode(model: nn.Module, found: StochasticModules) -> Iterator[None]:
-    """Put ``model`` in eval with only the random modules live; every flag is restored on the way out.
+    """Put ``model`` in eval with only the random modules live; flags are restored on the way out.
 
-    The fused path of ``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention``, which skips their
-    dropout, is off inside, compiled modules run eagerly (a recompilation per flag would cost more),
-    and autocast does not cache casts, so that every pass runs the same operations.
+    The fused path of ``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention``, which skips
+    their dropout, is off inside; compiled modules run eagerly (recompiling for the flags would cost
+    more); and autocast does not cache casts, so that every pass runs the same operations.
     """
     flags = [(module, module.training) for module in model.modules()]
     fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -134,14 +135,16 @@ class _FunctionalDropoutOn(TorchFunctionMode):
         chosen = set(map(id, modules))
         self.stack: list[bool] = [False]
         self.hooks = []
+
+        def enter(module: nn.Module, *_: Any) -> None:
+            self.stack.append(id(module) in chosen)
+
+        def leave(*_: Any) -> None:
+            self.stack.pop()
+
         for module in {m for owner in modules for m in owner.modules()}:
-            own = id(module) in chosen
-            self.hooks.append(
-                module.register_forward_pre_hook(lambda *_, own=own: self.stack.append(own))
-            )
-            self.hooks.append(
-                module.register_forward_hook(lambda *_: self.stack.pop() and None, always_call=True)
-            )
+            self.hooks.append(module.register_forward_pre_hook(enter))
+            self.hooks.append(module.register_forward_hook(leave, always_call=True))
 
     def detach(self) -> None:
         for hook in self.hooks:
@@ -252,7 +255,12 @@ def _experiment(model: nn.Module, asked: list[nn.Module], call: Callable[[], Any
             handles.append(module.register_forward_hook(hook, with_kwargs=True))
         for module, _ in flags:
             module.training = False
-        with torch.no_grad(), preserved_generators():
+        with (
+            torch.no_grad(),
+            Footprint(model),
+            preserved_generators(),
+            torch.compiler.set_stance("force_eager"),
+        ):
             output = call()
             if model in asked and model not in answers:  # called by another door than forward
                 busy = True

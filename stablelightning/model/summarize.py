@@ -1,4 +1,4 @@
-"""From a stream of sampled outputs to a Prediction: moments only, memory independent of the samples."""
+"""From a stream of sampled outputs to a Prediction, in memory that does not grow with them."""
 
 from collections.abc import Mapping
 from typing import Any, get_args
@@ -19,15 +19,18 @@ def select_output(output: Any) -> Tensor | Gaussian:
     """Pick the tensor that is the prediction out of whatever the model returned.
 
     A tensor is itself; a ``Gaussian(mean, variance)`` is itself; a mapping or an object gives its
-    first of ``logits``, ``out``, ``probabilities``, ``mean`` (``mean`` with ``variance`` beside it is
-    a Gaussian); a tuple or list gives its first entry.
+    first of ``logits``, ``out``, ``probabilities``, ``mean`` (``mean`` with ``variance`` beside it
+    is a Gaussian); a tuple or list gives its first entry.
 
     Raises:
         ModelError: nothing of the above is there.
     """
     if isinstance(output, Tensor | Gaussian):
         return output
-    read = output.get if isinstance(output, Mapping) else lambda k: getattr(output, k, None)
+
+    def read(key: str) -> Any:
+        return output.get(key) if isinstance(output, Mapping) else getattr(output, key, None)
+
     for key in _OUTPUT_KEYS:
         value = read(key)
         if isinstance(value, Tensor):
@@ -36,9 +39,9 @@ def select_output(output: Any) -> Tensor | Gaussian:
     if isinstance(output, tuple | list) and output:
         return select_output(output[0])
     raise ModelError(
-        f"a prediction must be a tensor, a Gaussian, a tuple that starts with one, or have one of the "
-        f"keys {', '.join(_OUTPUT_KEYS)}; got {type(output).__name__}. Pass call= a function that "
-        "returns the tensor."
+        f"a prediction must be a tensor, a Gaussian, a tuple that starts with one, or have one of "
+        f"the keys {', '.join(_OUTPUT_KEYS)}; got {type(output).__name__}. Pass call= a function "
+        "that returns the tensor."
     )
 
 
@@ -55,7 +58,7 @@ def infer_task(task: str, model: nn.Module, output: Tensor | Gaussian) -> Task:
     known = get_args(Task)
     if task == "auto":
         own = getattr(model, "task", None)
-        task = own if own in known else ""
+        task = str(own) if own in known else ""
     if not task:
         one_value = isinstance(output, Gaussian) or output.ndim < 2 or output.shape[1] == 1
         task = "regression" if one_value else "classification"
@@ -77,11 +80,12 @@ class Summary:
     def update_(self, output: Tensor | Gaussian) -> None:
         """Add a chunk of samples."""
         if self.task == "regression":
-            gaussian = isinstance(output, Gaussian)
-            mean = output.mean if isinstance(output, Gaussian) else output
-            self.centre.update_(mean)
-            noise = output.variance if gaussian else torch.zeros_like(mean)
-            self.spread.update_(noise)
+            if isinstance(output, Gaussian):
+                self.centre.update_(output.mean)
+                self.spread.update_(output.variance)
+            else:
+                self.centre.update_(output)
+                self.spread.update_(torch.zeros_like(output))
             return
         if isinstance(output, Gaussian):
             raise ModelError(
@@ -123,7 +127,8 @@ class Summary:
     def prediction(self, *, engine: str, samples: Any = None) -> Prediction:
         """Close the stream."""
         mean, spread = self.centre.mean, self.spread.mean
-        assert mean is not None and spread is not None
+        assert mean is not None
+        assert spread is not None
         count = self.centre.count
         ratio = None
         if self.task == "regression":

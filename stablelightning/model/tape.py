@@ -1,4 +1,4 @@
-"""The tape: the operations of a deterministic prefix, and what the rest of the pass can still read."""
+"""The tape: the operations of a deterministic prefix, and what the rest of the pass can read."""
 
 import weakref
 from typing import Any
@@ -22,7 +22,7 @@ class CannotReplay(Exception):
 
 
 def _layout(tensor: Tensor) -> _Layout:
-    return tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+    return int(tensor.storage_offset()), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _version(tensor: Tensor) -> int:
@@ -151,7 +151,7 @@ class Tape:
                 storage = torch.UntypedStorage(size, device=device)
                 self.dead.add(storage._cdata)
             else:
-                storage = torch.UntypedStorage._new_with_weak_ptr(weak.cdata)  # type: ignore[attr-defined]
+                storage = torch.UntypedStorage._new_with_weak_ptr(weak.cdata)
                 if storage.nbytes() != size:
                     raise CannotReplay("an operation resized a tensor in place")
                 self.alive[storage._cdata] = _whole(storage)

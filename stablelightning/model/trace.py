@@ -25,7 +25,7 @@ def is_collective(op: OpOverload) -> bool:
 
 @cache
 def written_arguments(op: OpOverload) -> tuple[int | str, ...]:
-    """Positions (or names, for keyword-only ones) of the arguments that an operation writes into."""
+    """Positions (names, where keyword-only) of the arguments that an operation writes into."""
     written: list[int | str] = []
     for position, argument in enumerate(op._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
@@ -47,10 +47,8 @@ def written_tensors(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any
     """The tensors that this call writes into, running statistics of norms in training included."""
     found: list[Tensor] = []
     for key in written_arguments(op):
-        if isinstance(key, str):
-            value = kwargs.get(key)
-        else:
-            value = args[key] if key < len(args) else None
+        at = args[key] if isinstance(key, int) and key < len(args) else None
+        value = kwargs.get(key) if isinstance(key, str) else at
         values = value if isinstance(value, list | tuple) else (value,)
         found += [v for v in values if isinstance(v, Tensor)]
     hidden = _running_statistics(op)
@@ -61,4 +59,4 @@ def written_tensors(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any
 
 def storage_key(tensor: Tensor) -> int:
     """Identity of the memory behind a tensor: the same for all its views, as long as it lives."""
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)

@@ -1,0 +1,293 @@
+"""Sampling in batches: the samples become one more axis of a single pass.
+
+``vmap`` gives the pass an axis that no tensor has until the first random draw, so that the prefix
+is paid once and the rest runs as one batch; what a sample means is untouched, whatever the model
+does with its own batch axis. ``repeat`` repeats the rows of the input, which is faster for small
+models and right only where rows do not influence each other: that is checked beforehand.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from stablelightning.functional.dropout import attention_with_dropout, dropout_from_integers
+from stablelightning.model.generators import preserved_generators
+from stablelightning.model.survey import Survey
+
+#: Factories of uninitialised memory: what is then filled in place by a draw must have the axis.
+_EMPTY = frozenset({torch.empty, torch.empty_like, torch.Tensor.new_empty})
+
+#: Fused recurrent kernels hide their own dropout and state from vmap.
+_RECURRENT = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})
+
+#: Dropouts whose kernels draw in place into a tensor like their input.
+_DRAWS_LIKE_INPUT = frozenset({functional.alpha_dropout, functional.feature_alpha_dropout})
+
+
+class CannotBatch(Exception):
+    """Why samples cannot share a pass, in words."""
+
+
+class CheapDropout(TorchFunctionMode):
+    """Replaces the masks of dropout and attention by cheap ones of the same law.
+
+    Args:
+        out_of_place: treat in-place dropout as out-of-place; only where nothing reads its input
+            again.
+    """
+
+    def __init__(self, *, out_of_place: bool = False) -> None:
+        super().__init__()
+        self._out_of_place = out_of_place
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        handler = _HANDLERS.get(func)
+        kwargs = kwargs or {}
+        if handler is None:
+            return self.other(func, args, kwargs)
+        return handler(self, *args, **kwargs)
+
+    def other(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Every call that is not dropout or attention."""
+        return func(*args, **kwargs)
+
+    def _dropout(
+        self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> Tensor:
+        if not training or p == 0 or p >= 1 or (inplace and not self._out_of_place):
+            return functional.dropout(input, p, training, inplace)
+        return dropout_from_integers(input, p)
+
+    def _attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if dropout_p == 0 or query.device.type != "cpu":
+            return functional.scaled_dot_product_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale,
+                enable_gqa=enable_gqa,
+            )  # fmt: skip
+        if is_causal:
+            square = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool)
+            attn_mask = square.tril()
+        if enable_gqa:
+            groups = query.shape[-3] // key.shape[-3]
+            key, value = (x.repeat_interleave(groups, -3) for x in (key, value))
+        return attention_with_dropout(query, key, value, mask=attn_mask, p=dropout_p, scale=scale)
+
+
+_HANDLERS: dict[Any, Any] = {
+    functional.dropout: CheapDropout._dropout,
+    functional.scaled_dot_product_attention: CheapDropout._attention,
+}
+
+
+class _SampleAxis(CheapDropout):
+    """What draws inside ``vmap`` need: the sample axis where torch would draw without it."""
+
+    def __init__(self, marker: Tensor, *, out_of_place: bool) -> None:
+        super().__init__(out_of_place=out_of_place)
+        self._marker = marker  # zero, and the only tensor that has the axis from the start
+
+    def other(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if func in _EMPTY:
+            empty = func(*args, **kwargs)
+            return empty + self._marker.to(dtype=empty.dtype, device=empty.device)
+        if func in _DRAWS_LIKE_INPUT:
+            first = args[0]
+            return func(first + self._marker.to(first.dtype), *args[1:], **kwargs)
+        if func in _RECURRENT and self._is_live(args):
+            raise CannotBatch("a fused recurrent kernel comes after the first draw")
+        if func is functional.multi_head_attention_forward:
+            return self._multi_head(args, kwargs)
+        return func(*args, **kwargs)
+
+    @staticmethod
+    def _is_live(args: Any) -> bool:
+        has_axis = torch._C._functorch.is_batchedtensor
+        dropout_and_train = [a for a in args if isinstance(a, bool | float)]
+        # ..., has_biases, num_layers, dropout, train, ...: a rate above 0 followed by True draws.
+        draws = any(
+            isinstance(rate, float) and rate > 0 and train is True
+            for rate, train in pairwise(dropout_and_train)
+        )
+        return draws or any(isinstance(x, Tensor) and has_axis(x) for x in tree_leaves(args))
+
+    @staticmethod
+    def _multi_head(args: Any, kwargs: Any) -> Any:
+        if kwargs.get("need_weights", True):
+            return functional.multi_head_attention_forward(*args, **kwargs)
+        # The path that returns the weights also drops them in the open.
+        output, _ = functional.multi_head_attention_forward(
+            *args, **{**kwargs, "need_weights": True, "average_attn_weights": False}
+        )
+        return output, None
+
+
+def vmapped(run: Callable[[], Any], marker: Tensor, *, out_of_place: bool = False) -> Any:
+    """As many samples as ``marker`` has zeros, by one pass under ``torch.vmap``.
+
+    Raises:
+        CannotBatch: vmap refuses an operation of the live part, or the output is not tensors.
+    """
+    spec: Any = None
+    others: list[Any] = []
+
+    def one(zero: Tensor) -> tuple[Tensor, ...]:
+        nonlocal spec, others
+        with _SampleAxis(zero, out_of_place=out_of_place):
+            leaves, spec = tree_flatten(run())
+        others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+
+    try:
+        tensors = iter(torch.vmap(one, randomness="different")(marker))
+    except CannotBatch:
+        raise
+    except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
+        raise CannotBatch(_first_line(error)) from error
+    leaves = [next(tensors) if other is None else _spread(other, len(marker)) for other in others]
+    return tree_unflatten(leaves, spec)
+
+
+def _spread(leaf: Any, number: int) -> Any:
+    if isinstance(leaf, bool | int | float):
+        return torch.tensor([leaf] * number)
+    return leaf
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+# ---- repeat ------------------------------------------------------------------------------------
+
+
+def repeated(call: Callable[[Any], Any], inputs: Any, number: int, *, rows: int) -> Any:
+    """``number`` samples by one pass over ``number`` copies of every row.
+
+    Args:
+        call: runs the model on inputs.
+        inputs: pytree whose tensors with ``rows`` rows are repeated.
+        number: samples.
+        rows: rows N of a batch.
+
+    Returns:
+        Outputs ``(number, rows, ...)``.
+
+    Raises:
+        CannotBatch: an output does not have one row per input row.
+    """
+    with CheapDropout():
+        output = call(_times(inputs, number, rows))
+
+    def split(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.shape[0] != number * rows:
+            raise CannotBatch("an output does not have one row per input row")
+        return (
+            leaf.view(number, rows, *leaf.shape[1:])
+            if leaf.is_contiguous()
+            else leaf.reshape(number, rows, *leaf.shape[1:])
+        )
+
+    return tree_map(split, output)
+
+
+def count_rows(inputs: Any) -> int:
+    """Rows of the first tensor among the inputs, 0 if there is none."""
+    first = next((x for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.ndim), None)
+    return 0 if first is None else int(first.shape[0])
+
+
+def _times(inputs: Any, number: int, rows: int) -> Any:
+    def times(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.shape[0] != rows:
+            return leaf
+        return leaf.repeat(number, *(1,) * (leaf.ndim - 1))
+
+    return tree_map(times, inputs)
+
+
+#: How far a row's output may move when other rows join its batch: kernels for other sizes round
+#: differently, a row that is really influenced moves by far more.
+_ROUNDING = 1e-3
+
+
+def rows_are_independent(
+    call: Callable[[Any], Any], steady: Callable[[Any], Any], inputs: Any
+) -> bool:
+    """Whether each row's result depends on that row alone, draws included.
+
+    The deterministic model is run on the rows, on other rows, and on both together in either order;
+    the sampled model must draw twice as much for twice the rows.
+
+    Args:
+        call: runs the model with its dropout live.
+        steady: runs it in eval.
+        inputs: pytree of inputs.
+    """
+    rows = count_rows(inputs)
+    if rows == 0:
+        return False
+    others = tree_map(lambda x: _other_rows(x, rows), inputs)
+    try:
+        alone = _rowwise(steady(inputs), rows)
+        behind = _rowwise(steady(_join(others, inputs, rows)), 2 * rows)
+        before = _rowwise(steady(_join(inputs, others, rows)), 2 * rows)
+        with preserved_generators():
+            draws = _drawn(call, inputs), _drawn(call, _times(inputs, 2, rows))
+    except Exception:  # whatever the model says to rows that it does not expect
+        return False
+    same = all(
+        torch.allclose(a.float(), b[rows:].float(), rtol=_ROUNDING, atol=_ROUNDING * _scale(a))
+        and torch.allclose(a.float(), c[:rows].float(), rtol=_ROUNDING, atol=_ROUNDING * _scale(a))
+        for a, b, c in zip(alone, behind, before, strict=True)
+    )
+    return same and draws[1] == 2 * draws[0]
+
+
+def _rowwise(output: Any, rows: int) -> list[Tensor]:
+    leaves = tree_leaves(output)
+    if any(not isinstance(x, Tensor) or x.ndim == 0 or x.shape[0] != rows for x in leaves):
+        raise CannotBatch("an output does not have one row per input row")
+    return leaves
+
+
+def _scale(tensor: Tensor) -> float:
+    return float(tensor.float().abs().mean())
+
+
+def _join(first: Any, second: Any, rows: int) -> Any:
+    def join(a: Any, b: Any) -> Any:
+        is_rows = isinstance(a, Tensor) and a.ndim > 0 and a.shape[0] == rows
+        return torch.cat([a, b]) if is_rows else a
+
+    return tree_map(join, first, second)
+
+
+def _other_rows(leaf: Any, rows: int) -> Any:
+    """Plausible rows that differ from the given ones: mirrored, and for numbers also stretched."""
+    if not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.shape[0] != rows:
+        return leaf
+    mirrored = leaf.flip(-1) if leaf.ndim > 1 else leaf.flip(0)
+    return mirrored * 1.5 + 0.25 if leaf.is_floating_point() else mirrored
+
+
+def _drawn(call: Callable[[Any], Any], inputs: Any) -> int:
+    """How many elements a pass draws."""
+    with Survey() as survey:
+        call(inputs)
+    return int(survey.drawn)

@@ -1,0 +1,120 @@
+"""Choosing an engine: what ``auto`` does, and why, in words.
+
+The first call on a model surveys one pass; the choice is remembered with the model and made again
+when the inputs' shapes, the modules or their rates change. It rests on counted work, never on a
+clock: the same call draws the same samples every time.
+"""
+
+import weakref
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from stablelightning.model.engines import Sampled
+from stablelightning.model.stochastic import StochasticModules
+
+#: Largest tensor of the live part that is worth batching at all (beyond it, allocation costs more
+#: than Python does), and the size up to which more than eight samples share a pass.
+_LARGEST = {"cpu": 32 << 20, "cuda": 1 << 30}
+_SMALL = {"cpu": 4 << 20, "cuda": 32 << 20}
+
+#: Samples per pass where the live part is not small; the peak memory of 512 samples is that of 8.
+_USUAL_CHUNK = 8
+_LARGEST_CHUNK = 64
+
+#: What one operation costs more under vmap than plainly, in seconds.
+_VMAP_OVERHEAD = 12e-6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model is sampled.
+
+    Args:
+        engine: ``"vmap"``, ``"repeat"`` or ``"replay"``.
+        chunk: samples per pass.
+        reason: why, in words.
+        out_of_place: in-place dropout may be done out of place.
+    """
+
+    engine: str
+    chunk: int
+    reason: str = ""
+    out_of_place: bool = False
+
+    def describe(self) -> str:
+        """The engine's name, with the reason behind it if there is one."""
+        return f"{self.engine} ({self.reason})" if self.reason else self.engine
+
+    def limited(self, chunk_size: int | None) -> "Plan":
+        """The same plan with at most ``chunk_size`` samples per pass."""
+        if chunk_size is None or chunk_size >= self.chunk:
+            return self
+        return replace(self, chunk=chunk_size)
+
+
+def chunk_for(bytes_per_sample: float, device: torch.device) -> int:
+    """Samples per pass for a live part whose largest tensor takes this many bytes a sample.
+
+    Returns:
+        At least 0; 0 or 1 says that samples are better drawn one by one.
+    """
+    kind = device.type if device.type in _SMALL else "cpu"
+    each = max(bytes_per_sample, 1)
+    usual = min(_USUAL_CHUNK, int(_LARGEST[kind] // each))
+    return min(_LARGEST_CHUNK, max(usual, int(_SMALL[kind] // each)))
+
+
+def largest_for(number: int, device: torch.device) -> float:
+    """Most bytes of one live tensor for which ``number`` samples may share a pass."""
+    kind = device.type if device.type in _SMALL else "cpu"
+    if number <= _USUAL_CHUNK:
+        return float(_LARGEST[kind])
+    return float(_SMALL[kind])
+
+
+def overhead_dominates(operations: int, prefix_work: float, samples: int) -> bool:
+    """Whether repeating the prefix for every sample costs less than vmap adds per operation."""
+    return (samples - 1) * prefix_work < operations * _VMAP_OVERHEAD
+
+
+def first_chunk(samples: int) -> int:
+    """Samples per pass of the survey."""
+    return min(samples, _LARGEST_CHUNK)
+
+
+_PLANS: weakref.WeakKeyDictionary[nn.Module, dict[Any, Plan]] = weakref.WeakKeyDictionary()
+
+#: Plans kept per model: shapes of batches (the last is often smaller), not a history.
+_PLANS_KEPT = 32
+
+
+def remembered(model: nn.Module, key: Any) -> Plan | None:
+    """The plan made for this model under this key, if there is one."""
+    return _PLANS.get(model, {}).get(key)
+
+
+def remember(model: nn.Module, key: Any, plan: Plan) -> Plan:
+    """Keep a plan with the model."""
+    plans = _PLANS.setdefault(model, {})
+    if len(plans) >= _PLANS_KEPT:
+        plans.clear()
+    plans[key] = plan
+    return plan
+
+
+def plan_key(sampled: Sampled, samples: int, found: StochasticModules) -> Any:
+    """What a plan depends on: the call, shapes, modules and rates, precision."""
+    leaves, spec = tree_flatten(sampled.inputs)
+    shapes = tuple(
+        (x.shape, x.dtype, x.device) if isinstance(x, Tensor) else type(x) for x in leaves
+    )
+    function = sampled.function
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    modules = tuple((id(m), getattr(m, "p", None)) for m in sampled.model.modules())
+    live = tuple(map(id, found.flagged)), tuple(map(id, found.functional))
+    precision = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+    return code, shapes, spec, samples, modules, live, precision
