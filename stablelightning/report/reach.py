@@ -38,7 +38,7 @@ def has_netrc_entry(url: str) -> bool:
     return False
 
 
-def answers(url: str, *, timeout: float, proxies: Mapping[str, str] | None = None) -> bool:
+def answers(url: str, *, timeout: float, proxies: Mapping[str, str | None] | None = None) -> bool:
     """Ask ``url`` for anything, and say whether an answer came in time.
 
     The question runs in a daemon thread: the timeouts of sockets do not bound the look-up of a host
@@ -47,7 +47,7 @@ def answers(url: str, *, timeout: float, proxies: Mapping[str, str] | None = Non
     Args:
         url: an ``http`` or ``https`` address.
         timeout: seconds to wait at most, look-up included; > 0.
-        proxies: address by scheme, in place of the environment's ``http_proxy`` and so on.
+        proxies: address by scheme (``None`` for none), in place of the environment's ``http_proxy`` and so on.
 
     Returns:
         True for any answer of the server itself, also "not found" or "not allowed", and a
@@ -71,8 +71,9 @@ def answers(url: str, *, timeout: float, proxies: Mapping[str, str] | None = Non
     return heard.is_set()
 
 
-def _one_request(url: str, timeout: float, proxies: Mapping[str, str] | None) -> bool:
-    handler = urllib.request.ProxyHandler(dict(proxies) if proxies else None)
+def _one_request(url: str, timeout: float, proxies: Mapping[str, str | None] | None) -> bool:
+    given = {scheme: proxy for scheme, proxy in (proxies or {}).items() if proxy}
+    handler = urllib.request.ProxyHandler(given or None)
     try:
         with urllib.request.build_opener(handler).open(url, timeout=timeout):
             return True

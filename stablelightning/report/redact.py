@@ -33,8 +33,10 @@ _SECRET_PAIRS = frozenset(
 
 _WORD_BREAK = re.compile(r"[^A-Za-z0-9]+|(?<=[a-z0-9])(?=[A-Z])")
 _URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+# A name starts where a word does and has an end; else a long text costs its length squared.
 _ASSIGNMENT = re.compile(
-    r"(?P<name>[\w.\-]+)(?P<sign>=|:\s+)(?:(?:Bearer|Basic)\s+)?[^\s&;,'\"]+", re.IGNORECASE
+    r"(?<![\w.\-])(?P<name>[\w.\-]{1,100})(?P<sign>=|:\s+)(?:(?:Bearer|Basic)\s+)?[^\s&;,'\"]+",
+    re.IGNORECASE,
 )
 
 # Shorter values of environment variables ("1", "true", "main") would match ordinary settings.

@@ -31,7 +31,7 @@ from stablelightning.report.redact import redact_secrets
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Loggers = Logger | Iterable[Logger] | None
+Loggers = Logger | Iterable[Logger] | None  # ``trainer.loggers``, one logger, or none
 
 # Of ``patience``, this much is kept for starting offline after all (wandb's service takes about a
 # second to start), and the question whether the server answers takes at most its share of the rest.
@@ -144,7 +144,11 @@ class RunLogger(WandbLogger):
 
     @rank_zero_only
     def finish(self, *, failed: bool = False) -> None:
-        """End the run, so that its file is complete. What is logged after it starts a new run."""
+        """End the run; what is logged after it starts a new one.
+
+        wandb's service writes the last of the file a moment later, at the end of the process at the
+        latest.
+        """
         if self._experiment is not None:
             self._experiment.finish(exit_code=int(failed))
             self._experiment = None
@@ -169,7 +173,7 @@ class RunLogger(WandbLogger):
                 StableLightningWarning,
                 stacklevel=2,
             )
-            return _DummyExperiment()
+            return _NoRun()
         self._location = _location(run, reason)
         if self._location:
             print(self._location, file=sys.stderr, flush=True)
@@ -188,13 +192,9 @@ class RunLogger(WandbLogger):
         ):
             return None, "no API key was found"
         wait = (self._patience - _OFFLINE_START_SECONDS) * _ANSWER_SHARE
-        proxies = {
-            scheme: proxy
-            for scheme in ("http", "https")
-            if (proxy := getattr(settings, f"{scheme}_proxy", None))
-        }
+        proxies = {"http": settings.http_proxy, "https": settings.https_proxy}
         if not answers(url, timeout=max(wait, _SHORTEST_WAIT_SECONDS), proxies=proxies):
-            return None, f"{_without_credentials(url)} did not answer"
+            return None, f"{redact_secrets(url)} did not answer"
         left = self._patience - _OFFLINE_START_SECONDS - (time.monotonic() - began)
         older = _run_folders(self._save_dir)
         try:
@@ -222,6 +222,15 @@ class RunLogger(WandbLogger):
         return run
 
 
+class _NoRun(_DummyExperiment):
+    """What stands in for a run where wandb cannot start: takes everything, keeps nothing."""
+
+    def __init__(self) -> None:
+        self.config: dict[str, Any] = {}
+        self.summary: dict[str, Any] = {}
+        self.id = self.name = self.url = None
+
+
 def _run_folders(save_dir: str | os.PathLike[str] | None) -> set[Path]:
     folders = (Path(save_dir or ".") / name for name in ("wandb", ".wandb"))
     return {run for folder in folders for run in folder.glob("run-*") if run.is_dir()}
@@ -237,10 +246,6 @@ def _location(run: Any, reason: str) -> str | None:
             f"W&B is offline: {reason}. The run lies in {folder}; sync it with: wandb sync {folder}"
         )
     return f"W&B is online: {run.url}. A copy of the run lies in {settings.sync_dir}"
-
-
-def _without_credentials(url: str) -> str:
-    return str(redact_secrets(url))
 
 
 def _first_line(error: Exception) -> str:
@@ -337,17 +342,13 @@ def log_summary(loggers: Loggers, summary: Mapping[str, float | None]) -> bool:
 
 
 def describe_run(loggers: Loggers) -> str | None:
-    """Say in one line where the W&B run lies and how to sync it; ``None`` where there is none.
-
-    Args:
-        loggers: ``trainer.loggers``, one logger, or ``None``.
-    """
+    """Say in one line where the W&B run lies and how to sync it; ``None`` where there is none."""
     lines = (logger.location for logger in _each(loggers) if isinstance(logger, RunLogger))
     return next((line for line in lines if line), None)
 
 
 def finish_run(loggers: Loggers, *, failed: bool = False) -> None:
-    """End the W&B run, so that its file is complete and its service need not be waited for.
+    """End the W&B run, so that what is logged after it does not belong to it.
 
     Args:
         loggers: ``trainer.loggers``, one logger, or ``None``.

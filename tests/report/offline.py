@@ -9,6 +9,7 @@ last ones; a block's end shorter than a fragment's header is padding. Each recor
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,15 +37,34 @@ class OfflineRun:
         return {key for row in self.history for key in row if not key.startswith("_")}
 
 
-def read_offline_run(path: str | Path) -> OfflineRun:
-    """Read ``run-*.wandb``, or the one such file anywhere below the folder ``path``."""
-    from wandb.proto import wandb_internal_pb2
+def read_offline_run(path: str | Path, *, patience: float = 30.0) -> OfflineRun:
+    """Read ``run-*.wandb``, or the one such file anywhere below the folder ``path``.
 
+    wandb's service writes the end of the file a moment after the run was finished, so this waits
+    until the exit record is there, for ``patience`` seconds at most.
+    """
     path = Path(path)
     if path.is_dir():
         (path,) = (file for file in path.rglob("*.wandb") if not file.parent.is_symlink())
+    deadline = time.monotonic() + patience
+    while True:
+        late = time.monotonic() > deadline
+        try:
+            run = _read(path.read_bytes())
+        except ValueError:  # half of a record
+            if late:
+                raise
+        else:
+            if run.exit_code is not None or late:
+                return run
+        time.sleep(0.02)
+
+
+def _read(data: bytes) -> OfflineRun:
+    from wandb.proto import wandb_internal_pb2
+
     run = OfflineRun()
-    for payload in records(path.read_bytes()):
+    for payload in records(data):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(payload)
         kind = record.WhichOneof("record_type")
