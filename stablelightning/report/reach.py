@@ -47,7 +47,8 @@ def answers(url: str, *, timeout: float, proxies: Mapping[str, str | None] | Non
     Args:
         url: an ``http`` or ``https`` address.
         timeout: seconds to wait at most, look-up included; > 0.
-        proxies: address by scheme (``None`` for none), in place of the environment's ``http_proxy`` and so on.
+        proxies: address by scheme, in place of the environment's ``http_proxy`` and so on; ``None``
+            is as if left out.
 
     Returns:
         True for any answer of the server itself, also "not found" or "not allowed", and a

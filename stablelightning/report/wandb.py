@@ -158,7 +158,7 @@ class RunLogger(WandbLogger):
         # wandb reads this when it sets itself up, so it must stand before the first call.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         with suppress(OSError):  # wandb then takes the temporary folder, in words
-            Path(self._save_dir or ".").mkdir(parents=True, exist_ok=True)
+            Path(str(self._save_dir)).mkdir(parents=True, exist_ok=True)
         run, reason = None, f"mode is {self._mode}"
         try:
             if self._mode in ("auto", "online", "shared"):
@@ -231,8 +231,8 @@ class _NoRun(_DummyExperiment):
         self.id = self.name = self.url = None
 
 
-def _run_folders(save_dir: str | os.PathLike[str] | None) -> set[Path]:
-    folders = (Path(save_dir or ".") / name for name in ("wandb", ".wandb"))
+def _run_folders(save_dir: str | None) -> set[Path]:
+    folders = (Path(str(save_dir)) / name for name in ("wandb", ".wandb"))
     return {run for folder in folders for run in folder.glob("run-*") if run.is_dir()}
 
 
@@ -242,9 +242,8 @@ def _location(run: Any, reason: str) -> str | None:
         return None
     if settings.mode in ("offline", "dryrun"):
         folder = shlex.quote(settings.sync_dir)
-        return (
-            f"W&B is offline: {reason}. The run lies in {folder}; sync it with: wandb sync {folder}"
-        )
+        where = f"The run lies in {folder}; sync it with: wandb sync {folder}"
+        return f"W&B is offline: {reason}. {where}"
     return f"W&B is online: {run.url}. A copy of the run lies in {settings.sync_dir}"
 
 
@@ -267,18 +266,13 @@ def log_figure(loggers: Loggers, name: str, figure: "Figure") -> bool:
         >>> log_figure(None, "uncertainty/reliability", figure=None)
         False
     """
-    taken = 0
-    for logger in _on_rank_zero(loggers):
-        experiment: Any = getattr(logger, "experiment", None)
-        if isinstance(logger, WandbLogger):
-            logger.experiment.log({name: _image(figure)})
-        elif hasattr(experiment, "add_figure"):
-            experiment.add_figure(name, figure)
+    runs = _wandb_runs(loggers, "figures", others="add_figure")
+    for run in runs:
+        if hasattr(run, "add_figure"):
+            run.add_figure(name, figure)
         else:
-            _say_once(type(logger).__name__, "figures")
-            continue
-        taken += 1
-    return taken > 0
+            run.log({name: _image(figure)})
+    return bool(runs)
 
 
 def log_table(
@@ -369,11 +363,13 @@ def _on_rank_zero(loggers: Loggers) -> list[Logger]:
     return _each(loggers) if getattr(rank_zero_only, "rank", 0) in (0, None) else []
 
 
-def _wandb_runs(loggers: Loggers, what: str) -> list[Any]:
+def _wandb_runs(loggers: Loggers, what: str, *, others: str = "") -> list[Any]:
+    """Experiments of W&B loggers, and of such others as have a method of that name."""
     runs = []
     for logger in _on_rank_zero(loggers):
-        if isinstance(logger, WandbLogger):
-            runs.append(logger.experiment)
+        experiment = getattr(logger, "experiment", None)
+        if isinstance(logger, WandbLogger) or (others and hasattr(experiment, others)):
+            runs.append(experiment)
         else:
             _say_once(type(logger).__name__, what)
     return runs

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import jsonargparse
 import lightning as L
 import pytest
 import torch
@@ -253,6 +254,24 @@ def test_project_and_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     finish_run(logger)
     run = read_offline_run(tmp_path)
     assert (run.config["secret"], run.config["plain"]) == ("[redacted]", 1)
+
+
+def test_a_recipe_can_name_it() -> None:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Logger, "logger")
+    recipe = """
+    logger:
+      class_path: stablelightning.report.wandb.RunLogger
+      init_args:
+        project: digits
+        mode: offline
+        patience: 5
+        options: {tags: [first]}
+    """
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # before 4.49
+    made = instantiate(parser.parse_string(recipe)).logger
+    assert isinstance(made, RunLogger)
+    assert made.name == "digits"
 
 
 def test_other_ranks_start_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
