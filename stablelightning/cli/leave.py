@@ -71,8 +71,9 @@ def leave_results(
             plots.save_figure(figure, folder / "plots" / f"{name}.png")
             log_figure(trainer.loggers, f"uncertainty/{name}", figure)
         _log_examples(trainer, rows)
+    print()
     print_summary(summary, title=folder.name)
-    print(f"Results: {folder}")
+    print(f"Results: {folder}", flush=True)
 
 
 def _figures(rows: Rows, unknown: dict[str, Rows], data: Any) -> Iterator[tuple[str, "Figure"]]:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NoReturn
 
@@ -21,6 +22,10 @@ from stablelightning.errors import CheckpointError, RecipeError, StableLightning
 
 #: Imported before parsing, so that their classes can be named without their modules.
 _SHORT_NAMES = ("stablelightning.data", "stablelightning.module", "stablelightning.nn")
+
+
+#: What Lightning takes for a checkpoint beside a path.
+_SPECIAL = ("best", "last", "hpc", "registry")
 
 
 class StableArgumentParser(LightningArgumentParser):
@@ -99,12 +104,19 @@ class StableCLI(LightningCLI):
         return super()._instantiate_trainer(config, ours)
 
     def _parse_ckpt_path(self) -> None:
-        with checkpoint_errors():
+        path = self._checkpoint()
+        if path and not path.startswith(_SPECIAL) and "://" not in path and not Path(path).exists():
+            raise CheckpointError(f"--ckpt_path must be a file, got {path!r}; check the path.")
+        with checkpoint_errors(path):
             super()._parse_ckpt_path()
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with checkpoint_errors():
+        with checkpoint_errors(self._checkpoint()):
             super()._run_subcommand(subcommand)
+
+    def _checkpoint(self) -> str | None:
+        path = self.config.get(f"{self.config.get('subcommand')}.ckpt_path")
+        return None if path is None else str(path)
 
 
 def main(arguments: list[str]) -> int:
@@ -115,21 +127,25 @@ def main(arguments: list[str]) -> int:
 
 
 @contextmanager
-def checkpoint_errors() -> Iterator[None]:
-    """State in one line what a checkpoint cannot be used for.
+def checkpoint_errors(path: str | None) -> Iterator[None]:
+    """State in one line why a checkpoint cannot be used.
+
+    Args:
+        path: of the checkpoint, ``None`` if there is none.
 
     Raises:
         CheckpointError: it is damaged, no checkpoint at all, or of another model.
     """
     try:
         yield
-    except UnpicklingError as error:
-        raise _no_checkpoint(error) from error
-    except RuntimeError as error:
+    except (RuntimeError, UnpicklingError) as error:
         if "loading state_dict" in str(error):
             raise CheckpointError(mismatch(str(error))) from error
-        if "PytorchStreamReader" in str(error):
-            raise _no_checkpoint(error) from error
+        if path and (isinstance(error, UnpicklingError) or "PytorchStreamReader" in str(error)):
+            raise CheckpointError(
+                f"a checkpoint must be one that Lightning wrote, and {path} cannot be read so; "
+                "give another file (or --weights_only=false where it holds objects that you trust)."
+            ) from error
         raise
 
 
@@ -137,14 +153,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _no_checkpoint(error: Exception) -> CheckpointError:
-    reason = str(error).strip().splitlines()[0][:120]
-    return CheckpointError(
-        f"--ckpt_path must be a whole checkpoint of Lightning, and it cannot be read ({reason}); "
-        "give another file."
-    )
 
 
 def make_working_folder_importable() -> None:

@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stablelightning.errors import OutputError
@@ -56,16 +56,21 @@ def check_writable(folder: Path) -> None:
         raise _unwritable(folder, error) from error
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> Path:
     """Make ``folder`` and its parents.
+
+    Returns:
+        The uppermost folder that was not there before; ``folder`` itself if all were.
 
     Raises:
         OutputError: it cannot be made.
     """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(folder, error) from error
+    return new[-1] if new else folder
 
 
 @contextmanager
@@ -82,11 +87,19 @@ def announced(folder: Path) -> Iterator[None]:
             os.environ[_CHOSEN] = before
 
 
-def remove_stillborn(folder: Path) -> None:
-    """Remove the folder of a run that ended before its first training step, if it is ours alone."""
-    if (folder / "checkpoints").exists() or (folder / "summary.json").exists():
-        return
+def remove_stillborn(folder: Path, made: Path) -> None:
+    """Remove what a run left that ended before its first training step.
+
+    Args:
+        folder: the folder of the run.
+        made: what :func:`make_folder` returned; only what was made for this run goes.
+    """
     shutil.rmtree(folder, ignore_errors=True)
+    above = folder
+    while above != made:
+        above = above.parent
+        with suppress(OSError):  # another run may have begun in it
+            above.rmdir()
 
 
 def is_child() -> bool:

@@ -1,6 +1,7 @@
 """``stablelightning predict RUN_FOLDER``: new predictions from what a run left."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,19 @@ from stablelightning.errors import CheckpointError, RecipeError
 if TYPE_CHECKING:
     from torch import Tensor
 
+_TRAINING_PATH = re.compile(r"^--data\.(init_args\.)?(path|root)(?==|$)")
+
+_CLASS_OR_MAPPING = re.compile(r"([a-z_]\w*\.)*[A-Z]\w*$|\s*\{")
+
 _HELP = """\
 usage: stablelightning predict RUN_FOLDER [--data FILE | --data.KEY=VALUE]... [--output FILE]
 
 Predict with the best checkpoint of a run, and write one row per input.
 
   RUN_FOLDER        the folder that stablelightning run left
-  --data FILE       predict the rows of this file, or the images of this folder
-  --data.KEY=VALUE  override any other setting of the data; without any, the test set is predicted
+  --data FILE       predict the rows of this file, or the images of this folder; without it,
+                    the test set is predicted
+  --data.KEY=VALUE  override any other setting of the data
   --output FILE     a .parquet file; RUN_FOLDER/predict-<n>.parquet otherwise
   --checkpoint FILE another checkpoint than RUN_FOLDER/checkpoints/best.ckpt
   --KEY=VALUE       override any other setting, such as --stable.uncertainty.samples=200
@@ -51,7 +57,7 @@ def main(arguments: list[str]) -> int:
     if output.suffix != ".parquet":
         raise RecipeError(f"--output must be a .parquet file, got {options.output!r}.")
     check_writable(output.parent)
-    _predict(config, checkpoint, output, _with_data(options.data, overrides))
+    _predict(config, checkpoint, output, _with_data(config, options.data, overrides))
     print(f"Predictions: {output}")
     return 0
 
@@ -67,7 +73,7 @@ def _predict(config: Path, checkpoint: Path, output: Path, overrides: list[str])
     arguments += ["--trainer.strategy=auto", "--trainer.enable_checkpointing=false"]
     arguments += ["--trainer.default_root_dir=null", *overrides]
     cli = StableCLI(arguments, run=False, save_config_callback=None)
-    with checkpoint_errors():
+    with checkpoint_errors(str(checkpoint)):
         predictions = cli.trainer.predict(
             cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint)
         )
@@ -136,13 +142,25 @@ def _free_name(folder: Path) -> Path:
     return folder / f"predict-{number}.parquet"
 
 
-def _with_data(data: str | None, overrides: list[str]) -> list[str]:
-    """``--data FILE`` names what is to be predicted; a class or a dict is LightningCLI's own."""
+def _with_data(config: Path, data: str | None, overrides: list[str]) -> list[str]:
+    """Let ``--data FILE``, or another path than in training, name what is to be predicted.
+
+    As the ``path`` of the training data, most rows of the file would be taken for training rows,
+    and only its share of test rows predicted. A data module without ``predict_path`` gets what it
+    is given, and so does ``--data`` with a class or a mapping, which is LightningCLI's own.
+    """
+    if "predict_path:" not in config.read_text(encoding="utf-8"):
+        return overrides if data is None else [f"--data={data}", *overrides]
+    renamed = [_TRAINING_PATH.sub("--data.predict_path", word) for word in overrides]
     if data is None:
-        return overrides
-    if Path(data).expanduser().exists():
-        return [f"--data.predict_path={data}", *overrides]
-    return [f"--data={data}", *overrides]
+        return renamed
+    if _CLASS_OR_MAPPING.match(data):
+        return [f"--data={data}", *renamed]
+    if not Path(data).expanduser().exists():
+        raise RecipeError(
+            f"--data must be a file or a folder that exists, got {data!r}; check the path."
+        )
+    return [f"--data.predict_path={data}", *renamed]
 
 
 def _options() -> argparse.ArgumentParser:

@@ -2,10 +2,13 @@
 
 import logging
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+
+from stablelightning.errors import StableLightningWarning
 
 #: Parts of the warnings of Lightning and torch about which the reader of a recipe can do nothing.
 _CHATTER = (
@@ -13,6 +16,8 @@ _CHATTER = (
     "smaller than the logging interval",  # small data sets are what the recipes begin with
     "exists and is not empty",  # a run's folder is checked before it is used
     "using `DistributedSampler` with the dataloaders",  # padding is left out by row index
+    "callbacks used to create the checkpoint need to be provided",  # predicting saves nothing
+    "The dirpath has changed from",  # testing and predicting save nothing
     "is deprecated, use `isinstance.treespec",  # Lightning's own use of torch
 )
 _SPEAKERS = (
@@ -41,10 +46,24 @@ def quiet() -> None:
     """Drop the chatter of Lightning; warnings about the run itself still come through."""
     for part in _CHATTER:
         warnings.filterwarnings("ignore", message=f"[\\s\\S]*{part}")
+    if not getattr(warnings.formatwarning, "_is_ours", False):
+        warnings.formatwarning = _plain_warning(warnings.formatwarning)
     for name in _SPEAKERS:
         logger = logging.getLogger(name)
         if _no_chatter not in logger.filters:
             logger.addFilter(_no_chatter)
+
+
+def _plain_warning(usual: Callable[..., str]) -> Callable[..., str]:
+    """Our warnings are for readers of recipes: no file and line of this package before them."""
+
+    def plain(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> str:
+        if issubclass(category, StableLightningWarning):
+            return f"stablelightning: warning: {message}\n"
+        return usual(message, category, *rest, **named)
+
+    plain._is_ours = True  # type: ignore[attr-defined]
+    return plain
 
 
 def _no_chatter(record: logging.LogRecord) -> bool:

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from stablelightning.callbacks.uncertainty import EstimateUncertainty
 from stablelightning.cli.leave import leave_results, require_what_is_needed
-from stablelightning.cli.lightning import StableCLI, checkpoint_errors
+from stablelightning.cli.lightning import StableCLI
 from stablelightning.cli.output import make_folder, remove_stillborn
 from stablelightning.cli.quiet import ProgressBar, quiet
 from stablelightning.cli.run import Plan
@@ -38,9 +38,12 @@ class RunCLI(StableCLI):
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self.written = [_read(path) for path in (plan.recipe, *plan.overlays)]
         self.recipe: dict[str, Any] = {}
         self.unknown: ObserveUnknown | None = None
-        super().__init__(plan.arguments, run=False, save_config_callback=None)
+        super().__init__(
+            plan.arguments, run=False, save_config_callback=None, seed_everything_default=0
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """As for every verb; a run also keeps a W&B log, and samples unless told not to."""
@@ -56,11 +59,8 @@ class RunCLI(StableCLI):
 
     def _mentions(self, concern: str) -> bool:
         """Whether the recipe or an overlay says anything of a slot, were it only ``null``."""
-        for path in (self.plan.recipe, *self.plan.overlays):
-            ours = _read(path).get("stable")
-            if isinstance(ours, dict) and concern in ours:
-                return True
-        return False
+        ours = [written.get("stable") for written in self.written]
+        return any(isinstance(slots, dict) and concern in slots for slots in ours)
 
     def before_instantiate_classes(self) -> None:
         """Keep the recipe as it was written, then direct what the run leaves into its folder.
@@ -68,7 +68,8 @@ class RunCLI(StableCLI):
         In this order, so that the config.yaml of a run is a recipe that makes another run, with a
         folder of its own.
         """
-        dumped = self.parser.dump(self.config, skip_none=False)
+        # By position: nulls are kept, by an argument that jsonargparse has renamed.
+        dumped = self.parser.dump(self.config, "yaml", False)
         self.recipe = redact_secrets(yaml.safe_load(dumped))
         folder = self.plan.folder
         if self.config.get("trainer.default_root_dir") is None:
@@ -133,18 +134,24 @@ def run_plan(plan: Plan) -> None:
     cli = RunCLI(plan)
     cli.check_data()
     first = cli.trainer.is_global_zero
+    made = plan.folder
     if first:
-        make_folder(plan.folder)
+        made = make_folder(plan.folder)
         cli.write_recipe()
+        print(f"{plan.recipe.stem}: the results go to {plan.folder}", flush=True)
     try:
         _fit_and_test(cli)
         if first:
             seconds = time.monotonic() - began
             leave_results(cli.trainer, plan.folder, unknown=cli.unknown, seconds=seconds)
-    except BaseException:
+    except BaseException as error:
         finish_run(cli.trainer.loggers, failed=True)
         if first and not cli.trainer.global_step:
-            remove_stillborn(plan.folder)
+            remove_stillborn(plan.folder, made)
+        if cli.trainer.interrupted and isinstance(
+            error, SystemExit
+        ):  # Lightning's answer to Ctrl+C
+            raise KeyboardInterrupt from error
         raise
     finish_run(cli.trainer.loggers)
 
@@ -152,10 +159,7 @@ def run_plan(plan: Plan) -> None:
 def _fit_and_test(cli: RunCLI) -> None:
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
     log_config(trainer.loggers, cli.recipe)
-    with checkpoint_errors():
-        trainer.fit(model, datamodule=data)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    trainer.fit(model, datamodule=data)
     if not _has_test(model, data):
         rank_zero_warn(
             f"{type(model).__name__} has no test_step, or there is no test_dataloader: the run "

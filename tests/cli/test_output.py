@@ -2,7 +2,7 @@
 
 import pytest
 
-from stablelightning.cli.output import announced, choose_folder, make_folder
+from stablelightning.cli.output import announced, choose_folder, make_folder, remove_stillborn
 from stablelightning.errors import OutputError
 
 
@@ -43,6 +43,17 @@ def test_make_folder_reports_its_failure(in_tmp):
     (in_tmp / "file").touch()
     with pytest.raises(OutputError, match="can be written"):
         make_folder(in_tmp / "file" / "below")
+
+
+@pytest.mark.parametrize("existing", [".", "runs", "runs/a"])
+def test_a_stillborn_run_takes_with_it_only_what_was_made_for_it(in_tmp, existing):
+    (in_tmp / existing).mkdir(parents=True, exist_ok=True)
+    folder = in_tmp / "runs" / "a"
+    made = make_folder(folder)
+    (folder / "config.yaml").touch()
+    remove_stillborn(folder, made)
+    assert not folder.exists()
+    assert (in_tmp / "runs").exists() == (existing != ".")
 
 
 def test_further_processes_take_the_announced_folder(in_tmp, monkeypatch):
