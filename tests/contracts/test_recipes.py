@@ -1,0 +1,95 @@
+"""Every complete recipe stacks with every overlay, and no callback is lost on the way."""
+
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from stablelightning.cli.recipes import ADD, START, shipped
+from stablelightning.cli.run import Plan
+from stablelightning.cli.session import RunCLI
+from stablelightning.cli.slots import SLOTS
+
+STARTS, OVERLAYS = shipped(START), shipped(ADD)
+STACKS = [
+    *[(name,) for name in OVERLAYS],
+    *combinations(OVERLAYS, 2),
+]
+
+
+def session(tmp_path: Path, start: str, *overlays: Path, settings: tuple[str, ...] = ()) -> RunCLI:
+    """A run as far as its objects; it trains nothing and writes nothing."""
+    here = ("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", *settings)
+    return RunCLI(Plan(STARTS[start], overlays, here, tmp_path / "out"))
+
+
+def callbacks(cli: RunCLI) -> Counter:
+    return Counter(type(callback).__name__ for callback in cli.trainer.callbacks)
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("overlays", STACKS, ids="+".join)
+def test_no_callback_is_lost_in_a_stack(tmp_path, start, overlays):
+    alone = callbacks(session(tmp_path, start))
+    stacked = callbacks(session(tmp_path, start, *[OVERLAYS[name] for name in overlays]))
+    assert alone <= stacked
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_readers_own_callbacks_do_not_push_ours_out(tmp_path, start):
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.LearningRateMonitor}]}"
+    )
+    stacked = callbacks(session(tmp_path, start, own))
+    assert stacked["LearningRateMonitor"] == 1
+    for slot in SLOTS:
+        assert stacked[slot.load().__name__] == 1
+    assert stacked["KeepBest"] == 1
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_the_network_of_a_recipe_fits_its_data(tmp_path, start):
+    cli = session(tmp_path, start)
+    cli.check_data()
+    batch = next(iter(cli.datamodule.train_dataloader()))
+    loss = cli.model.loss(batch)
+    assert torch.isfinite(loss)
+    loss.backward()
+    assert all(p.grad is not None for p in cli.model.parameters())
+
+
+@pytest.mark.parametrize("path", [*STARTS.values(), *OVERLAYS.values()], ids=lambda p: p.stem)
+def test_a_recipe_says_what_it_is_for_and_every_setting_why(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("# ")
+    assert any("stablelightning run " in line for line in lines)
+    told = [line for line in lines if line.strip() and not line.strip().startswith("#")]
+    leaves = [line for line in told if not line.split("#")[0].rstrip().endswith(":")]
+    explained = [line for line in leaves if "#" in line]
+    assert len(explained) >= 0.5 * len(leaves)
+
+
+@pytest.mark.parametrize("path", OVERLAYS.values(), ids=lambda p: p.stem)
+def test_an_overlay_lists_nothing_that_would_replace_a_list(path):
+    assert "callbacks" not in yaml.safe_load(path.read_text()).get("trainer", {})
+
+
+def test_slots_merge_across_files_and_the_line_has_the_last_word(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("stable: {uncertainty: {init_args: {samples: 7}}}")
+    second.write_text("stable: {uncertainty: {init_args: {seed: 3}}}")
+    cli = session(
+        tmp_path, "digits", first, second, settings=("--stable.uncertainty.tolerance=0.5",)
+    )
+    (ours,) = (c for c in cli.trainer.callbacks if type(c).__name__ == "EstimateUncertainty")
+    assert (ours.samples, ours.seed, ours.tolerance) == (7, 3, 0.5)
+
+
+def test_null_empties_a_slot(tmp_path):
+    cli = session(tmp_path, "digits", settings=("--stable.uncertainty=null",))
+    assert callbacks(cli)["EstimateUncertainty"] == 0
