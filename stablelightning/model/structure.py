@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._pytree import tree_leaves
 
@@ -50,7 +51,7 @@ def is_weight_layer(module: nn.Module) -> bool:
     inside = (p for child in module.children() for p in child.parameters())
     if isinstance(module, _NOT_WEIGHT_LAYERS) or any(True for _ in inside):
         return False
-    return any(p.ndim >= 2 for p in module.parameters(recurse=False) if not _is_lazy(p))
+    return any(p.ndim >= 2 for p in module.parameters(recurse=False) if not is_lazy(p))
 
 
 def weight_layers(module: nn.Module) -> list[nn.Module]:
@@ -282,7 +283,3 @@ def _children_of_stages(parent: nn.Module) -> Iterator[nn.Module]:
 
 def _innermost(modules: set[nn.Module]) -> set[nn.Module]:
     return {m for m in modules if not any(d in modules for d in m.modules() if d is not m)}
-
-
-def _is_lazy(parameter: Tensor) -> bool:
-    return isinstance(parameter, nn.parameter.UninitializedTensorMixin)
