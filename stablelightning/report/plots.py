@@ -49,7 +49,7 @@ _BAR_ALPHA, _BAR_WIDTH = 0.22, 7.0
 
 
 def reliability_diagram(
-    probabilities: Array | Mapping[str, Array], target: Array, *, bins: int = 10
+    probabilities: Array | Mapping[str, Array], target: Array, *, bins: int = 15
 ) -> "Figure":
     """Plot accuracy against confidence, with the number of predictions per bin underneath.
 
@@ -62,7 +62,8 @@ def reliability_diagram(
             target of the same shape for multi-label. A mapping of names to such arrays is overlaid,
             for example ``{"one pass": ..., "MC dropout": ...}``.
         target: ``(N,)`` class numbers, or ``(N, L)`` of 0 and 1.
-        bins: number of bins of equal width, >= 1.
+        bins: number of bins of equal width, >= 1; with 15 the figure's errors are those of the
+            summary.
 
     Raises:
         DataError: shapes do not fit, or there are no rows.
@@ -102,8 +103,8 @@ def reliability_diagram(
 
 def _reliability_sentence(errors: Mapping[str, float], rows: int) -> str:
     gaps = [f"{100 * gap:.1f}{f' ({name})' if name else ''}" for name, gap in errors.items()]
-    differ = f"Confidence and accuracy differ by {' and '.join(gaps)} percentage points"
-    return f"{differ} on average, over {rows:,} predictions"
+    missed = f"Confidence misses accuracy by {' and '.join(gaps)} percentage points on average"
+    return f"{missed}, over {rows:,} predictions"
 
 
 def _confidence(probabilities: Floats, target: Floats) -> tuple[Floats, Floats]:
@@ -141,17 +142,25 @@ def _draw_reliability(
     low, high = wilson_interval(accuracy[used] * count[used], count[used])
     colour = COLOURS[position % len(COLOURS)]
     axes.vlines(mean[used], low, high, color=colour, alpha=_BAR_ALPHA, linewidth=_BAR_WIDTH)
-    axes.plot(
+    axes.plot(mean[used], accuracy[used], color=colour, linewidth=0.9, alpha=0.45)
+    axes.scatter(
         mean[used],
         accuracy[used],
+        s=_marker_areas(count[used]),
         color=colour,
-        linewidth=1.1,
         marker="os^Dv"[position % 5],
-        markersize=4.5,
+        linewidth=0,
         clip_on=False,
+        zorder=3,
         label=f"{name}{', ' if name else ''}ECE {error:.3f}",
     )
     return error
+
+
+def _marker_areas(count: Floats) -> Floats:
+    """Small where one prediction is all there is, large where the bin holds most of them."""
+    areas: Floats = 10 + 40 * np.log(count) / max(np.log(count.max()), 1.0)
+    return areas
 
 
 def _draw_counts(
@@ -296,7 +305,7 @@ def most_uncertain_grid(
         axes.set_visible(False)
     verb = "is" if wrong == 1 else "are"
     count = _NUMBERS[len(order)].lower()
-    say(figure, f"{_NUMBERS[wrong]} of the {count} inputs with the highest {what} {verb} misread")
+    say(figure, f"{_NUMBERS[wrong]} of the {count} inputs of highest {what} {verb} misread")
     return figure
 
 

@@ -21,7 +21,7 @@ BAND_ALPHA = 0.14
 
 _TITLE_SIZE = 11.0
 _TEXT_SIZE = 9.0
-_TITLE_LETTERS_PER_INCH = 11.5  # of DejaVu Sans, matplotlib's own font, at the title's size
+_TITLE_LETTERS_PER_INCH = 12.0  # of DejaVu Sans, matplotlib's own font, at the title's size
 
 
 def new_figure(width: float, height: float) -> "Figure":
