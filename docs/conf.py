@@ -25,7 +25,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["_build", "_generated", "figures"]
+exclude_patterns = ["_build", "_generated", "figures", "images"]
 html_theme = "furo"
 html_title = f"stablelightning {version}"
 
