@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import stablelightning as sl
+from stablelightning.cli.main import main
 from stablelightning.cli.recipes import ADD, START, shipped
 from stablelightning.cli.slots import SLOTS
 
@@ -43,6 +44,19 @@ def test_a_page_has_a_picture_that_the_build_makes(page):
     )
     assert pictures
     assert all((DOCS / "figures" / f"{name}.py").is_file() for name in pictures)
+
+
+ERRORS = re.findall(
+    r"^\$ stablelightning (.+)\n(stablelightning: error: .+)$", PAGES["recipes"], re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(("arguments", "told"), ERRORS, ids=[a for a, _ in ERRORS])
+def test_an_error_is_told_as_the_page_says(arguments, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments.split()) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == told
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_picture_is_drawn_for_nothing():

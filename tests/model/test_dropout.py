@@ -425,6 +425,22 @@ def test_data_that_does_not_fit_leaves_no_dropout_behind():
         )
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("where", ["head", "blocks"])
+def test_on_a_gpu_with_data_on_the_cpu(where):
+    model = torchvision.models.resnet18(weights=None, num_classes=4).cuda().eval()
+    x, target = torch.randn(8, 3, 32, 32), torch.randint(4, (8,))
+    with torch.no_grad():
+        before = model(x.cuda())
+    add_dropout(model, where=where, data=[(x, target)])
+    assert {d.p for d in added_dropouts(model).values()} <= set(RATES)
+    with torch.no_grad():
+        assert torch.equal(model(x.cuda()), before)
+    prediction = sl.mc_dropout(model, x.cuda(), samples=4, seed=0)
+    assert prediction.epistemic.is_cuda
+    assert prediction.epistemic.max() > 0
+
+
 def test_choosing_leaves_the_generator_and_the_flags():
     model, data = overconfident_classifier()
     state = torch.get_rng_state()
