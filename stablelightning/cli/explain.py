@@ -160,7 +160,7 @@ def _unknown_option(complaint: _Complaint, parser: ArgumentParser) -> str | None
             f"{complaint.key} must first name its class, and only {option!r} is given; "
             f"add --{complaint.key}=CLASS before it."
         )
-    known = parameters(owner)
+    known = [name for name in parameters(owner) if name != option]
     near = did_you_mean(option, known) or _list_of(known, "it has")
     return f"{owner.rpartition('.')[2]} has no setting {option!r} (under {complaint.key}){near}"
 

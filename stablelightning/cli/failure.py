@@ -21,8 +21,9 @@ def one_line(error: BaseException) -> tuple[str, int]:
     own first line, and where to see more.
 
     Example:
-        >>> one_line(FileNotFoundError(2, "No such file or directory", "data.csv"))
-        ("data.csv must be a file that can be read: No such file or directory; check the path.", 2)
+        >>> line, status = one_line(FileNotFoundError(2, "No such file or directory", "data.csv"))
+        >>> print(status, line)
+        2 data.csv must be a file that can be read: No such file or directory; check the path.
     """
     text = _flat(str(error)) or type(error).__name__
     if isinstance(error, StableLightningError):

@@ -23,7 +23,7 @@ from stablelightning.report.wandb import log_figure, log_summary, log_table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from stablelightning.cli.unknown import ObserveUnknown
+    from stablelightning.cli.observe import ObserveUnknown
 
 Rows = dict[str, Tensor]
 

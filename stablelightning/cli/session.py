@@ -16,11 +16,11 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from stablelightning.callbacks.uncertainty import EstimateUncertainty
 from stablelightning.cli.leave import leave_results, require_what_is_needed
 from stablelightning.cli.lightning import StableCLI
+from stablelightning.cli.observe import ObserveUnknown, TrySampling
 from stablelightning.cli.output import make_folder, remove_stillborn
 from stablelightning.cli.quiet import ProgressBar, quiet
 from stablelightning.cli.run import Plan
 from stablelightning.cli.slots import SLOTS
-from stablelightning.cli.unknown import ObserveUnknown
 from stablelightning.errors import RecipeError, StableLightningWarning
 from stablelightning.report.files import written_whole
 from stablelightning.report.redact import redact_secrets
@@ -88,7 +88,7 @@ class RunCLI(StableCLI):
         found = [c for c in everything if isinstance(c, EstimateUncertainty)]
         if found:
             self.unknown = ObserveUnknown(found[0])
-            callbacks = [*callbacks, self.unknown]
+            callbacks = [*callbacks, TrySampling(found[0]), self.unknown]
         has_progress = any(isinstance(c, AnyProgressBar) for c in everything)
         if config.get("enable_progress_bar") is not False and not has_progress:
             callbacks = [*callbacks, ProgressBar()]

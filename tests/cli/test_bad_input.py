@@ -120,6 +120,14 @@ def test_a_table_of_another_width_leaves_no_folder(in_process, capsys):
     assert [path.name for path in Path.cwd().iterdir()] == ["table.csv"]
 
 
+def test_a_model_with_nothing_to_sample_is_refused_before_training(in_process, capsys):
+    off = ("--model.network.dropout=0", "--trainer.logger=false")
+    error = refused(
+        in_process, capsys, "run", "digits", "--trainer.enable_progress_bar=false", *off
+    )
+    assert "stable.uncertainty to null" in error
+
+
 def test_a_process_of_its_own_ends_with_status_two(tmp_path):
     done = stablelightning("run", "digits", "--trainer.max_epoch=3", cwd=tmp_path)
     assert done.returncode == 2

@@ -140,7 +140,7 @@ def test_predict_lets_data_and_settings_be_overridden(folder, in_process):
 def test_predict_refuses_another_model(folder, in_process, capsys):
     assert in_process("predict", str(folder), "--model.network.hidden=[32]") == 2
     error = capsys.readouterr().err
-    assert "network.body.0.weight is (256, 64) in the checkpoint and (32, 64) in the model" in error
+    assert "network.body.0.weight is (512, 64) in the checkpoint and (32, 64) in the model" in error
     assert not list(Path.cwd().iterdir())
 
 

@@ -1,5 +1,6 @@
-"""What the model says of inputs that are unlike its training data."""
+"""Sampling beyond the test set: a try before training, and inputs unlike the training data."""
 
+import logging
 import zlib
 from functools import partial
 from typing import Any
@@ -13,7 +14,10 @@ from stablelightning.callbacks.records import Observation, Record
 from stablelightning.callbacks.sampling import BatchPredictor, rows_in
 from stablelightning.callbacks.steps import step_arguments, unobserved
 from stablelightning.callbacks.uncertainty import EstimateUncertainty
+from stablelightning.errors import NothingRandomError
 from stablelightning.model.sample import mc_dropout
+
+_log = logging.getLogger(__name__)
 
 
 class ObserveUnknown(L.Callback):
@@ -48,34 +52,76 @@ class ObserveUnknown(L.Callback):
         trainer: L.Trainer,
         pl_module: L.LightningModule,
         name: str,
-        loader: DataLoader[object],
+        loader: DataLoader[Any],
     ) -> dict[str, Tensor]:
-        estimate = self.estimate
-        draw = partial(
-            mc_dropout,
-            samples=estimate.samples,
-            engine=estimate.engine,
-            tolerance=estimate.tolerance,
-        )
-        step = pl_module.predict_step
-        predictor = BatchPredictor(pl_module, step, task=estimate.task, draw=draw)
+        predictor = _predictor(self.estimate, pl_module, samples=self.estimate.samples)
         record: Record | None = None
         scale = getattr(_data(trainer), "target_scale", None)
         for number, batch in enumerate(loader):
             batch = trainer.strategy.batch_to_device(batch)
-            inputs, target = estimate.inputs_and_target(pl_module, batch)
-            arguments = step_arguments(step, batch, number, None)
-            seed = zlib.crc32(repr((estimate.seed, name, number)).encode())
+            inputs, target = self.estimate.inputs_and_target(pl_module, batch)
+            arguments = step_arguments(pl_module.predict_step, batch, number, None)
+            seed = zlib.crc32(repr((self.estimate.seed, name, number)).encode())
             with unobserved(trainer, pl_module):
                 plain = predictor.plain(inputs, target, arguments, seed=seed)
                 sampled = predictor.sampled(inputs, arguments, seed=seed)
-            rows = rows_in(inputs, plain)
-            seen = Observation(sampled, plain, None, predictor.class_dim, rows)
+            seen = Observation(sampled, plain, None, predictor.class_dim, rows_in(inputs, plain))
             record = record or Record(plain.task)
             _keep(record, seen.in_target_units(scale))
         if record is None or not record.rows:
             return {}
         return Record.merged([record]).rows[0]
+
+
+class TrySampling(L.Callback):
+    """Before training, find out whether there is anything random to sample.
+
+    A model without dropout would otherwise be refused after training, when its test begins. The
+    first validation batch of Lightning's sanity check is tried; what else could go wrong with it is
+    left for the test to say.
+
+    Args:
+        estimate: the callback that will sample.
+    """
+
+    def __init__(self, estimate: EstimateUncertainty) -> None:
+        self.estimate = estimate
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw one sample."""
+        wanted = trainer.sanity_checking and self.estimate.required
+        if not wanted or batch_idx > 0 or dataloader_idx > 0:
+            return
+        predictor = _predictor(self.estimate, pl_module, samples=1)
+        try:
+            inputs, target = self.estimate.inputs_and_target(pl_module, batch)
+            arguments = step_arguments(pl_module.predict_step, batch, batch_idx, None)
+            with unobserved(trainer, pl_module):
+                predictor.plain(inputs, target, arguments, seed=0)
+                predictor.sampled(inputs, arguments, seed=0)
+        except NothingRandomError as error:
+            raise NothingRandomError(
+                f"{error} To do without uncertainty, set stable.uncertainty to null."
+            ) from error
+        except Exception as error:
+            _log.debug("sampling could not be tried before training: %s", error)
+
+
+def _predictor(
+    estimate: EstimateUncertainty, pl_module: L.LightningModule, *, samples: int
+) -> BatchPredictor:
+    draw = partial(
+        mc_dropout, samples=samples, engine=estimate.engine, tolerance=estimate.tolerance
+    )
+    return BatchPredictor(pl_module, pl_module.predict_step, task=estimate.task, draw=draw)
 
 
 def _data(trainer: L.Trainer) -> Any:
