@@ -223,7 +223,7 @@ class Player(_Watcher):
         self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         position = self.position
-        if position < self._end:
+        if position < self._end and self.diverged is None:
             operation = self.tape.operations[position]
             if (
                 func is operation.op
