@@ -50,7 +50,7 @@ def _eager(function: _Function) -> _Function:
     Metrics, logging and sampling do not compile. The network that is called from here still does:
     Lightning compiles ``forward`` on its own as well.
     """
-    return cast(_Function, torch.compiler.disable(function))  # type: ignore[no-untyped-call]
+    return cast(_Function, torch.compiler.disable(function))
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ def dropout_from_integers(x: Tensor, p: float) -> Tensor:
         >>> dropped.unique().tolist()
         [0.0, 1.3333333730697632]
     """
+    if p == 0:
+        return x
     if x.device.type != "cpu" or p < _SMALLEST_RATE or x.numel() < _SMALLEST_TENSOR:
         return functional.dropout(x, p, training=True)
     drop = min(round(p * _LEVELS), _LEVELS - 1)

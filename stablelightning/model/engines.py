@@ -1,16 +1,24 @@
 """The engines: ways of computing samples, none of which changes what a sample means."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from stablelightning.model.batched import CannotBatch, count_rows, repeated, vmapped
+from stablelightning.model.batched import (
+    CannotBatch,
+    CheapDropout,
+    count_rows,
+    repeated,
+    vmapped,
+)
 from stablelightning.model.collect import detached_copies, stack_outputs
 from stablelightning.model.replay import Replay
+from stablelightning.model.stochastic import StochasticModules
 
 #: Samples drawn one by one are handed on in stacks of this many: enough to spread the cost of the
 #: streaming moments, few enough that a stack of outputs is small beside one pass.
@@ -25,11 +33,19 @@ class Sampled:
         model: the model, in sampling mode while an engine runs.
         function: what is called with the inputs; the model itself, or a method of it.
         inputs: ``(args, kwargs)``.
+        found: its random modules.
     """
 
     model: nn.Module
     function: Callable[..., Any]
     inputs: tuple[tuple[Any, ...], dict[str, Any]]
+    found: StochasticModules = field(default_factory=StochasticModules)
+
+    def __post_init__(self) -> None:
+        """Flatten the inputs once."""
+        args, kwargs = self.inputs
+        flat = not kwargs and all(isinstance(a, Tensor) for a in args)
+        self.leaves: list[Any] = list(args) if flat else tree_leaves(self.inputs)
 
     def run(self) -> Any:
         """One pass on the inputs."""
@@ -42,8 +58,7 @@ class Sampled:
     @property
     def device(self) -> torch.device:
         """Where the inputs (or else the parameters) are."""
-        leaves = tree_leaves(self.inputs)
-        found = next((x for x in leaves if isinstance(x, Tensor)), None)
+        found = next((x for x in self.leaves if isinstance(x, Tensor)), None)
         if found is None:
             found = next(self.model.parameters(), None)
         return torch.device("cpu") if found is None else found.device
@@ -100,15 +115,22 @@ def vmap(
         yield _settled(output, number, copy=again is not None)
 
 
-def repeat(sampled: Sampled, samples: int, *, chunk: int) -> Iterator[Any]:
+def repeat(sampled: Sampled, samples: int, *, chunk: int, cheap: bool = True) -> Iterator[Any]:
     """Batches of ``chunk`` copies of the rows; right only if rows are independent.
+
+    Args:
+        sampled: what is sampled.
+        samples: number of samples.
+        chunk: samples per pass.
+        cheap: watch for dropout, and draw its masks from integers.
 
     Raises:
         CannotBatch: an output does not have one row per input row.
     """
-    rows = count_rows(sampled.inputs)
+    rows = count_rows(sampled.leaves)
     for number in _split(samples, chunk):
-        yield repeated(sampled.on, sampled.inputs, number, rows=rows)
+        with CheapDropout() if cheap else nullcontext():
+            yield repeated(sampled.on, sampled.inputs, number, rows=rows)
 
 
 def _split(samples: int, chunk: int) -> list[int]:

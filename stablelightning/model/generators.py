@@ -74,6 +74,21 @@ class GeneratorState:
 
 
 @contextmanager
+def undisturbed_generators() -> Iterator[None]:
+    """Leave every global generator as it was: torch's, Python's and NumPy's."""
+    host = random.getstate()
+    numpy = sys.modules.get("numpy")
+    array = None if numpy is None else numpy.random.get_state()
+    try:
+        with preserved_generators():
+            yield
+    finally:
+        random.setstate(host)
+        if numpy is not None:
+            numpy.random.set_state(array)
+
+
+@contextmanager
 def preserved_generators(seed: int | None = None) -> Iterator[None]:
     """Leave torch's default generators as they were; inside, start them from ``seed`` if given."""
     before = GeneratorState()

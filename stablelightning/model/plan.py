@@ -11,10 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
 from stablelightning.model.engines import Sampled
-from stablelightning.model.stochastic import StochasticModules
 
 #: Largest tensor of the live part that is worth batching at all (beyond it, allocation costs more
 #: than Python does), and the size up to which more than eight samples share a pass.
@@ -24,6 +22,10 @@ _SMALL = {"cpu": 4 << 20, "cuda": 32 << 20}
 #: Samples per pass where the live part is not small; the peak memory of 512 samples is that of 8.
 _USUAL_CHUNK = 8
 _LARGEST_CHUNK = 64
+
+#: What drawing a mask element from integers saves, and what watching a call for dropout costs.
+_CHEAP_DRAW_SAVES = 6e-9
+_WATCHING_COSTS = 5e-6
 
 #: What one operation costs more under vmap than plainly, in seconds.
 _VMAP_OVERHEAD = 12e-6
@@ -38,12 +40,14 @@ class Plan:
         chunk: samples per pass.
         reason: why, in words.
         out_of_place: in-place dropout may be done out of place.
+        cheap: draw masks from integers; not worth its Python in a small model.
     """
 
     engine: str
     chunk: int
     reason: str = ""
     out_of_place: bool = False
+    cheap: bool = True
 
     def describe(self) -> str:
         """The engine's name, with the reason behind it if there is one."""
@@ -81,6 +85,11 @@ def overhead_dominates(operations: int, prefix_work: float, samples: int) -> boo
     return (samples - 1) * prefix_work < operations * _VMAP_OVERHEAD
 
 
+def cheap_draws_pay(drawn: int, operations: int) -> bool:
+    """Whether cheap masks for ``drawn`` elements save more than watching for dropout costs."""
+    return drawn * _CHEAP_DRAW_SAVES > operations * _WATCHING_COSTS
+
+
 def first_chunk(samples: int) -> int:
     """Samples per pass of the survey."""
     return min(samples, _LARGEST_CHUNK)
@@ -106,15 +115,16 @@ def remember(model: nn.Module, key: Any, plan: Plan) -> Plan:
     return plan
 
 
-def plan_key(sampled: Sampled, samples: int, found: StochasticModules) -> Any:
+def plan_key(sampled: Sampled, samples: int) -> Any:
     """What a plan depends on: the call, shapes, modules and rates, precision."""
-    leaves, spec = tree_flatten(sampled.inputs)
     shapes = tuple(
-        (x.shape, x.dtype, x.device) if isinstance(x, Tensor) else type(x) for x in leaves
+        (type(x), x.shape, x.dtype, x.device) if isinstance(x, Tensor) else type(x)
+        for x in sampled.leaves
     )
-    function = sampled.function
+    function, found = sampled.function, sampled.found
     code = getattr(getattr(function, "__func__", function), "__code__", None)
-    modules = tuple((id(m), getattr(m, "p", None)) for m in sampled.model.modules())
-    live = tuple(map(id, found.flagged)), tuple(map(id, found.functional))
+    modules = tuple(map(id, found.modules))
+    live = tuple([(id(m), vars(m).get("p"), vars(m).get("inplace")) for m in found.flagged])
+    calls = tuple(map(id, found.functional))
     precision = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-    return code, shapes, spec, samples, modules, live, precision
+    return code, shapes, samples, modules, live, calls, precision

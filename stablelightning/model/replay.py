@@ -10,6 +10,7 @@ nothing is run twice: the prefix is recomputed on the tape's own memory up to th
 pass goes on for real from the very operation that differed. The result is still that of the loop.
 """
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -217,7 +218,8 @@ class Player(_Watcher):
         self.diverged: str | None = None
         self.position = 0
         self._end = len(tape.operations)
-        self._objects: list[Tensor | None] = [None] * len(tape.values)
+        # Weakly: torch's factories copy the handle of a result that somebody else holds.
+        self._objects: list[Any] = [_nobody] * len(tape.values)
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None
@@ -255,7 +257,7 @@ class Player(_Watcher):
         kind = type(want)
         if kind is Made:
             return isinstance(have, Tensor) and (
-                self._objects[want.number] is have or want.is_same(have)
+                self._objects[want.number]() is have or want.is_same(have)
             )
         if kind is Given:
             return isinstance(have, Tensor) and want.is_same(have)
@@ -277,9 +279,7 @@ class Player(_Watcher):
             elif isinstance(output, Made):
                 # A fresh alias: Python may hang attributes on it, or keep it.
                 alias = output.template.detach()  # type: ignore[union-attr]
-                if operation.has_tensors:
-                    self._objects[output.number] = alias
-                # else: torch's factories copy the handle of a result that somebody else holds
+                self._objects[output.number] = weakref.ref(alias)
                 answers.append(alias)
             else:
                 answers.append(output.template.detach() if isinstance(output, Given) else output)
@@ -314,6 +314,10 @@ class Player(_Watcher):
             self._diverge(torch.ops.aten.alias.default)
         elif any(storage_key(t) in self.tape.dead for t in _tensors(tree_leaves(output))):
             self._revive()
+
+
+def _nobody() -> None:
+    return None
 
 
 class _HostReads(TorchFunctionMode):

@@ -3,7 +3,7 @@
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -18,18 +18,14 @@ from stablelightning.errors import (
     RecipeError,
     StableLightningWarning,
 )
-from stablelightning.model.auto import rows_independent, study
+from stablelightning.model.auto import check_vmap, rows_independent, study
 from stablelightning.model.batched import CannotBatch
 from stablelightning.model.collect import concatenate_chunks
 from stablelightning.model.engines import STACK, Sampled, loop, repeat, replay, vmap
 from stablelightning.model.generators import GeneratorState, GeneratorWatch, preserved_generators
 from stablelightning.model.plan import Plan, plan_key, remember, remembered
 from stablelightning.model.prediction import Prediction
-from stablelightning.model.stochastic import (
-    StochasticModules,
-    sampling_mode,
-    stochastic_modules,
-)
+from stablelightning.model.stochastic import sampling_mode, stochastic_modules
 from stablelightning.model.summarize import Summary, infer_task, select_output
 
 Engine = Literal["auto", "loop", "replay", "vmap", "repeat"]
@@ -202,46 +198,39 @@ def _stream(
     model: nn.Module, inputs: Any, samples: int, seed: int | None, settings: _Settings
 ) -> Generator[tuple[Any, str]]:
     """Yield ``(chunk, engine)``; a chunk of ``None`` says: forget what came before."""
-    with ExitStack() as stack:
-        # Out of the caller's inference mode: a cache that the model builds must stay trainable.
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
+    # Out of the caller's inference mode: a cache that the model builds must stay trainable.
+    with torch.inference_mode(False), torch.no_grad():
         sampled = Sampled(model, settings.call or model, _arguments(inputs))
-        found = stochastic_modules(model, sampled.run, also=settings.also)
-        if seed is not None:
-            stack.enter_context(preserved_generators(seed))
-        stack.enter_context(sampling_mode(model, found))
-        watch = GeneratorWatch()
-        checked = False
-        for chunk, name in _run_engine(sampled, samples, found, settings):
-            if not checked and chunk is not None:
-                checked = True
-                if not watch.moved():
-                    raise _nothing_random(model)
-            yield chunk, name
+        sampled.found = stochastic_modules(model, sampled.run, also=settings.also)
+        seeded = nullcontext() if seed is None else preserved_generators(seed)
+        with seeded, sampling_mode(sampled.found):
+            watch = GeneratorWatch()
+            checked = False
+            for chunk, name in _run_engine(sampled, samples, settings):
+                if not checked and chunk is not None:
+                    checked = True
+                    if not watch.moved():
+                        raise _nothing_random(model)
+                yield chunk, name
 
 
-def _run_engine(
-    sampled: Sampled, samples: int, found: StochasticModules, settings: _Settings
-) -> Iterator[tuple[Any, str]]:
+def _run_engine(sampled: Sampled, samples: int, settings: _Settings) -> Iterator[tuple[Any, str]]:
     name, limit = settings.engine, settings.chunk_size
     if name == "loop":
         yield from ((chunk, name) for chunk in loop(sampled, samples))
     elif name == "replay":
         yield from _replayed(sampled, samples, Plan("replay", 1))
     elif name == "auto":
-        yield from _planned(sampled, samples, found, limit)
+        yield from _planned(sampled, samples, limit)
     else:
-        yield from _by_name(sampled, samples, found, settings)
+        yield from _by_name(sampled, samples, settings)
 
 
-def _planned(
-    sampled: Sampled, samples: int, found: StochasticModules, limit: int | None
-) -> Iterator[tuple[Any, str]]:
-    key = plan_key(sampled, samples, found)
+def _planned(sampled: Sampled, samples: int, limit: int | None) -> Iterator[tuple[Any, str]]:
+    key = plan_key(sampled, samples)
     plan = remembered(sampled.model, key)
     if plan is None:
-        plan = remember(sampled.model, key, study(sampled, samples, found))
+        plan = remember(sampled.model, key, study(sampled, samples))
     if plan.engine == "replay":
         yield from _replayed(sampled, samples, plan)
         return
@@ -257,7 +246,7 @@ def _planned(
 
 def _batched(sampled: Sampled, samples: int, plan: Plan) -> Iterator[tuple[Any, str]]:
     chunks = (
-        repeat(sampled, samples, chunk=plan.chunk)
+        repeat(sampled, samples, chunk=plan.chunk, cheap=plan.cheap)
         if plan.engine == "repeat"
         else vmap(sampled, samples, chunk=plan.chunk, out_of_place=plan.out_of_place)
     )
@@ -278,17 +267,16 @@ def _replayed(sampled: Sampled, samples: int, plan: Plan) -> Iterator[tuple[Any,
         yield chunk, name
 
 
-def _by_name(
-    sampled: Sampled, samples: int, found: StochasticModules, settings: _Settings
-) -> Iterator[tuple[Any, str]]:
-    chunk = settings.chunk_size or min(samples, STACK)
-    if settings.engine == "repeat" and not rows_independent(sampled, found):
+def _by_name(sampled: Sampled, samples: int, settings: _Settings) -> Iterator[tuple[Any, str]]:
+    chunk = min(samples, settings.chunk_size or STACK)
+    if settings.engine == "repeat" and not rows_independent(sampled):
         raise EngineError(
             "repeat needs rows that do not influence each other, and those of "
             f"{type(sampled.model).__name__} do, or could not be checked; use engine='auto'."
         )
     try:
-        yield from _batched(sampled, samples, Plan(settings.engine, chunk))
+        asked = Plan("repeat", chunk) if settings.engine == "repeat" else None
+        yield from _batched(sampled, samples, asked or check_vmap(sampled, chunk))
     except CannotBatch as refusal:
         raise EngineError(
             f"{settings.engine} must be able to batch {type(sampled.model).__name__}, and cannot "
@@ -329,6 +317,8 @@ def _check(name: str, value: int) -> None:
 
 
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, Tensor):
+        return ((inputs.clone() if inputs.is_inference() else inputs),), {}
     inputs = tree_map(
         lambda x: x.clone() if isinstance(x, Tensor) and x.is_inference() else x, inputs
     )

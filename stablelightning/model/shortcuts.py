@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from stablelightning.model.modules import replaced_forwards
 from stablelightning.model.tape import CannotReplay, Given, Made
 from stablelightning.model.trust import is_trusted
 
@@ -91,7 +92,7 @@ class Shortcuts:
 
             return noted
 
-        with _forwards({m: wrap(m) for m in self._modules}):
+        with replaced_forwards({m: wrap(m) for m in self._modules}):
             yield
 
     @contextmanager
@@ -118,7 +119,7 @@ class Shortcuts:
             return skipped
 
         called = {key for key, _ in self._calls}
-        with _forwards({m: wrap(m) for m in self._modules if id(m) in called}):
+        with replaced_forwards({m: wrap(m) for m in self._modules if id(m) in called}):
             yield
 
     def _note(
@@ -195,15 +196,3 @@ def _unwatched() -> Iterator[None]:
     """Look at tensors without the watching modes seeing it."""
     with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
         yield
-
-
-@contextmanager
-def _forwards(replacements: dict[nn.Module, Any]) -> Iterator[None]:
-    """Give modules another ``forward`` for a while, on the instance."""
-    try:
-        for module, forward in replacements.items():
-            vars(module)["forward"] = forward
-        yield
-    finally:
-        for module in replacements:
-            vars(module).pop("forward", None)

@@ -8,10 +8,11 @@ behind the flag.
 """
 
 import inspect
+import sys
 import types
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from stablelightning.model.footprint import Footprint
-from stablelightning.model.generators import GeneratorWatch, preserved_generators
+from stablelightning.model.generators import GeneratorWatch, undisturbed_generators
+from stablelightning.model.modules import modules_of, set_training
 
 _FUNCTIONAL_DROPOUTS = frozenset(
     {
@@ -46,8 +48,10 @@ class StochasticModules:
         functional: modules that call ``F.dropout(..., training=self.training)`` and whose flag does
             more than that (another output, running statistics): only the dropout calls that they
             make are switched on.
+        modules: all modules of the model.
     """
 
+    modules: list[nn.Module] = field(default_factory=list)
     flagged: list[nn.Module] = field(default_factory=list)
     functional: list[nn.Module] = field(default_factory=list)
 
@@ -79,13 +83,17 @@ def stochastic_modules(
         >>> stochastic_modules(net).flagged
         [Dropout(p=0.5, inplace=False)]
     """
-    found = StochasticModules()
+    found = StochasticModules(modules=modules_of(model))
     asked: list[nn.Module] = []
-    for module in model.modules():
-        if isinstance(module, also) or _is_known_random(module):
-            found.flagged.append(module)
-        elif not _is_known_steady(module) and _reads_training_flag(type(module)):
+    for module in found.modules:
+        rate = _rate_name(type(module))
+        if rate is None:
+            if also and isinstance(module, also):
+                found.flagged.append(module)
+        elif rate == _ASK:
             asked.append(module)
+        elif getattr(module, rate) > 0:
+            found.flagged.append(module)
     if asked and call is not None:
         answers = _ask(model, asked, call)
         found.flagged += [m for m in asked if answers.get(m) == "flag"]
@@ -94,37 +102,43 @@ def stochastic_modules(
 
 
 @contextmanager
-def sampling_mode(model: nn.Module, found: StochasticModules) -> Iterator[None]:
-    """Put ``model`` in eval with only the random modules live; flags are restored on the way out.
+def sampling_mode(found: StochasticModules) -> Iterator[None]:
+    """Put a model in eval with only its random modules live; flags are restored on the way out.
 
     The fused path of ``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention``, which skips
     their dropout, is off inside; compiled modules run eagerly (recompiling for the flags would cost
     more); and autocast does not cache casts, so that every pass runs the same operations.
     """
-    flags = [(module, module.training) for module in model.modules()]
+    flags = [(module, module.training) for module in found.modules]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     autocast_cache = torch.is_autocast_cache_enabled()
     functional = _FunctionalDropoutOn(found.functional) if found.functional else None
     try:
-        for module, _ in flags:
-            module.training = False
+        for module, training in flags:
+            if training:
+                set_training(module, False)
         for module in found.flagged:
-            module.training = True
+            set_training(module, True)
         torch.backends.mha.set_fastpath_enabled(False)
         torch.set_autocast_cache_enabled(False)
-        with torch.compiler.set_stance("force_eager"):
-            if functional is None:
-                yield
-            else:
-                with functional:
-                    yield
+        with _eagerly(), functional or nullcontext():
+            yield
     finally:
         if functional is not None:
             functional.detach()
         torch.set_autocast_cache_enabled(autocast_cache)
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, training in flags:
-            module.training = training
+            set_training(module, training)
+
+
+def _eagerly() -> AbstractContextManager[Any]:
+    """Compiled modules run eagerly; where no compiler backend was ever named, nothing is done."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    backends = {} if dynamo is None else getattr(dynamo, "cached_backends", {0: "unknown"})
+    if all(backend is None for backend in backends.values()):
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
 
 
 class _FunctionalDropoutOn(TorchFunctionMode):
@@ -159,33 +173,40 @@ class _FunctionalDropoutOn(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _is_known_random(module: nn.Module) -> bool:
-    if isinstance(module, _DropoutNd | nn.AlphaDropout | nn.FeatureAlphaDropout):
-        return bool(module.p > 0)
-    if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
-        return bool(module.dropout > 0)
-    return False
+#: Stands for: a class of somebody else's whose code reads ``self.training``.
+_ASK = "?"
+
+_RATE_NAMES: weakref.WeakKeyDictionary[type, str | None] = weakref.WeakKeyDictionary()
 
 
-def _is_known_steady(module: nn.Module) -> bool:
-    """Torch's own modules (but not their subclasses) and every norm."""
-    return isinstance(module, _NormBase) or type(module).__module__.startswith("torch.nn.modules.")
+def _rate_name(kind: type) -> str | None:
+    """The attribute with the rate of a random class of torch, or ``_ASK``, or ``None``: steady."""
+    try:
+        return _RATE_NAMES[kind]
+    except KeyError:
+        _RATE_NAMES[kind] = name = _classify(kind)
+        return name
 
 
-_READS_FLAG: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
+def _classify(kind: type) -> str | None:
+    if issubclass(kind, _DropoutNd):
+        return "p"
+    if issubclass(kind, nn.RNNBase | nn.MultiheadAttention):
+        return "dropout"
+    if issubclass(kind, _NormBase) or kind.__module__.startswith("torch.nn.modules."):
+        return None
+    return _ASK if _reads_training_flag(kind) else None
 
 
 def _reads_training_flag(kind: type) -> bool:
     """Whether code of the class (not of torch's base classes) mentions ``training``."""
-    if kind not in _READS_FLAG:
-        _READS_FLAG[kind] = any(
-            _mentions_training(value)
-            for base in kind.__mro__
-            if not base.__module__.startswith(("torch.nn.modules.", "lightning.", "builtins"))
-            for name, value in vars(base).items()
-            if name != "train"
-        )
-    return _READS_FLAG[kind]
+    return any(
+        _mentions_training(value)
+        for base in kind.__mro__
+        if not base.__module__.startswith(("torch.nn.modules.", "lightning.", "builtins"))
+        for name, value in vars(base).items()
+        if name != "train"
+    )
 
 
 def _mentions_training(value: object) -> bool:
@@ -258,8 +279,8 @@ def _experiment(model: nn.Module, asked: list[nn.Module], call: Callable[[], Any
         with (
             torch.no_grad(),
             Footprint(model),
-            preserved_generators(),
-            torch.compiler.set_stance("force_eager"),
+            undisturbed_generators(),
+            _eagerly(),
         ):
             output = call()
             if model in asked and model not in answers:  # called by another door than forward

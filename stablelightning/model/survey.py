@@ -6,6 +6,7 @@ a seed always gives the same samples.
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,6 +14,22 @@ from torch.utils.flop_counter import flop_registry
 
 from stablelightning.model.generators import GeneratorWatch
 from stablelightning.model.trace import may_draw
+
+aten = torch.ops.aten
+
+#: Operations whose result Python may branch on, or whose shape depends on values.
+_READS_VALUES = frozenset(
+    {
+        aten._local_scalar_dense,
+        aten.equal,
+        aten.is_nonzero,
+        aten.nonzero,
+        aten.masked_select,
+        aten._unique2,
+        aten.unique_dim,
+        aten.unique_consecutive,
+    }
+)
 
 #: Nominal speed of one core, for comparing parts of one pass with each other.
 _FLOPS_PER_SECOND = 3e10
@@ -40,7 +57,7 @@ class Survey(TorchDispatchMode):
         live_work: the same from the first draw on.
         largest: bytes of the largest tensor made in the live part.
         drawn: number of elements of all results of random operations.
-        recurrent: whether the live part runs a fused recurrent kernel.
+        reads_values: whether Python looks at values, or shapes depend on them, in the live part.
     """
 
     def __init__(self, *, largest_allowed: float = float("inf")) -> None:
@@ -50,7 +67,7 @@ class Survey(TorchDispatchMode):
         self.live_work = 0.0
         self.largest = 0
         self.drawn = 0
-        self.recurrent = False
+        self.reads_values = False
         self._largest_allowed = largest_allowed
         self._live = False
 
@@ -74,7 +91,7 @@ class Survey(TorchDispatchMode):
             self.prefix_work += work
             return output
         self.live_work += work
-        self.recurrent |= _is_recurrent(func)
+        self.reads_values |= func.overloadpacket in _READS_VALUES
         if not func.is_view:
             self.largest = max(self.largest, *(x.numel() * x.element_size() for x in made), 0)
             if self.largest > self._largest_allowed:

@@ -73,13 +73,12 @@ class Given:
 class Operation:
     """One call: its overload, what it was given, and what it gave."""
 
-    __slots__ = ("args", "has_tensors", "kwargs", "many", "op", "outputs", "returned")
+    __slots__ = ("args", "kwargs", "many", "op", "outputs", "returned")
 
     def __init__(self, op: OpOverload, args: Any, kwargs: Any) -> None:
         self.op = op
         self.args = args
         self.kwargs = kwargs
-        self.has_tensors = any(isinstance(leaf, Made | Given) for leaf in tree_leaves(args))
         self.many: type | None = None
         self.outputs: list[Any] = []
         self.returned: list[int | None] = []

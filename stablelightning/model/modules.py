@@ -1,0 +1,43 @@
+"""Walking a model's modules, fast enough to do on every call."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """Every module once, parents first: ``list(model.modules())`` at a fraction of its cost."""
+    found: list[nn.Module] = []
+    seen: set[int] = set()
+    pending: list[nn.Module | None] = [model]
+    while pending:
+        module = pending.pop()
+        if module is None or id(module) in seen:
+            continue
+        seen.add(id(module))
+        found.append(module)
+        if module._modules:
+            pending.extend(reversed(module._modules.values()))
+    return found
+
+
+def set_training(module: nn.Module, training: bool) -> None:
+    """Set one module's own flag, past a module's slow ``__setattr__``."""
+    vars(module)["training"] = training
+
+
+@contextmanager
+def replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Give modules another ``forward`` for a while, on the instance; hooks keep running."""
+    own = {m: vars(m)["forward"] for m in forwards if "forward" in vars(m)}
+    try:
+        for module, forward in forwards.items():
+            vars(module)["forward"] = forward
+        yield
+    finally:
+        for module in forwards:
+            vars(module).pop("forward", None)
+            if module in own:
+                vars(module)["forward"] = own[module]
