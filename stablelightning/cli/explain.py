@@ -24,7 +24,8 @@ _NO_IMPORT = re.compile(
     r"|module '[^']+' has no attribute '[^']+'"
 )
 _EXPECTED = re.compile(
-    r"Expected an? (?!path but|dot import)(.*?)(?:\. Got value: (.*))?$", re.MULTILINE
+    r"Expected (?:an? )?(?!(?:a )?(?:path but|dot import))(.*?)(?:\. Got value: (.*))?$",
+    re.MULTILINE,
 )
 _REASON = re.compile(r"Errors:\n\s+- (.*?)(?=\n\s+- Expected|\n\s*Given value)", re.DOTALL)
 _VALUE = re.compile(r"Given value: (.*)")

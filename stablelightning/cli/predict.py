@@ -70,8 +70,7 @@ def _predict(config: Path, checkpoint: Path, output: Path, overrides: list[str])
     quiet()
     # One process, so that the rows come in order, and no record of the prediction as if of a run.
     arguments = [f"--config={config}", "--trainer.logger=false", "--trainer.devices=1"]
-    arguments += ["--trainer.strategy=auto", "--trainer.enable_checkpointing=false"]
-    arguments += ["--trainer.default_root_dir=null", *overrides]
+    arguments += ["--trainer.strategy=auto", "--trainer.default_root_dir=null", *overrides]
     cli = StableCLI(arguments, run=False, save_config_callback=None)
     with checkpoint_errors(str(checkpoint)):
         predictions = cli.trainer.predict(
@@ -126,7 +125,12 @@ def _flat(predictions: Any) -> list[Any]:
 
 
 def _checkpoint(folder: Path, wanted: str | None) -> Path:
-    checkpoint = Path(wanted).expanduser() if wanted else folder / "checkpoints" / "best.ckpt"
+    """The checkpoint that was asked for, or best.ckpt, or the only one that is not the last."""
+    usual = folder / "checkpoints" / "best.ckpt"
+    checkpoint = Path(wanted).expanduser() if wanted else usual
+    if not wanted and not usual.is_file():
+        others = [p for p in usual.parent.glob("*.ckpt") if not p.stem.startswith("last")]
+        checkpoint = others[0] if len(others) == 1 else usual
     if not checkpoint.is_file():
         raise CheckpointError(
             f"predict needs a checkpoint, and {checkpoint} does not exist; "

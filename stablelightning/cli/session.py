@@ -74,8 +74,6 @@ class RunCLI(StableCLI):
         folder = self.plan.folder
         if self.config.get("trainer.default_root_dir") is None:
             self.config["trainer.default_root_dir"] = str(folder)
-        if self.config.get("checkpoint.dirpath") is None:
-            self.config["checkpoint.dirpath"] = str(folder / "checkpoints")
         loggers = self.config.get("trainer.logger")
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             _direct(logger, folder)
@@ -85,6 +83,9 @@ class RunCLI(StableCLI):
     ) -> L.Trainer:
         listed = config.get("callbacks") or []
         everything = [*(listed if isinstance(listed, list) else [listed]), *callbacks]
+        for keeper in everything:
+            if isinstance(keeper, ModelCheckpoint) and keeper.dirpath is None:
+                keeper.dirpath = str(self.plan.folder / "checkpoints")
         found = [c for c in everything if isinstance(c, EstimateUncertainty)]
         if found:
             self.unknown = ObserveUnknown(found[0])

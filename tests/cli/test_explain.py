@@ -36,6 +36,7 @@ def parser():
         ("--group.rte=3", "there is no setting 'group.rte'; did you mean 'group.rate'?"),
         ("--zzz=3", "there is no setting 'zzz'; known there are"),
         ("--count=few", "count must be a whole number, got 'few'."),
+        ("--count=a", "count must be a whole number, got 'a'."),  # jsonargparse drops an article
         ("--group.rate=low", "group.rate must be a number or null, got 'low'."),
         ("--widget=Gadget --widget.size=big", "widget.size must be a whole number, got 'big'."),
         ("--widget=Gadget --widget.colur=b", "Gadget has no setting 'colur' (under widget); did"),

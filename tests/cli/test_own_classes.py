@@ -49,6 +49,10 @@ class Blobs(L.LightningDataModule):
     train_dataloader = val_dataloader = test_dataloader = _loader
 
 
+class Predicts(Blobs):
+    predict_dataloader = Blobs._loader
+
+
 class Refuses(L.LightningModule):
     def __init__(self):
         raise ValueError("width must be even,\\n got 3")
@@ -110,6 +114,19 @@ def test_best_checkpoint_follows_lightnings_usual_name(own, in_process, monkeypa
     state = torch.load(own / "out" / "checkpoints" / "best.ckpt", weights_only=True)
     kept = next(v for k, v in state["callbacks"].items() if k.startswith("KeepBest"))
     assert kept["monitor"] == "val_loss"
+
+
+def test_predict_finds_the_checkpoint_that_the_reader_chose_to_keep(own, in_process, monkeypatch):
+    monkeypatch.syspath_prepend(own)
+    keeper = "{class_path: ModelCheckpoint, init_args: {monitor: val_loss, filename: mine}}"
+    (own / "keep.yaml").write_text(f"trainer: {{callbacks: [{keeper}]}}")
+    options = ("--model.dropout=0.5", "--stable.uncertainty.samples=2", "--output=out")
+    assert in_process("run", "mine.yaml", "--add", "keep.yaml", *options) == 0
+    assert [path.name for path in (own / "out" / "checkpoints").iterdir()] == ["mine.ckpt"]
+    assert in_process("predict", "out", "--output=p.parquet") == 2  # Blobs has nothing to predict
+    loader = "--data=own_classes.Predicts"
+    assert in_process("predict", "out", loader, "--output=p.parquet") == 0
+    assert (own / "p.parquet").exists()
 
 
 def test_what_a_constructor_refuses_is_one_line(own, in_process, monkeypatch, capsys):
