@@ -25,16 +25,17 @@ from stablelightning.model.plan import (
 from stablelightning.model.survey import Survey, TooLarge
 
 
-def study(sampled: Sampled, samples: int) -> Plan:
+def study(sampled: Sampled, samples: int, *, limit: int | None = None) -> Plan:
     """Choose an engine by surveying a pass; generators and modules are left as they were.
 
     Args:
         sampled: what is sampled, in sampling mode.
         samples: number of samples that will be drawn.
+        limit: most samples that may share a pass.
     """
     with undisturbed_generators():
         out_of_place = _same_out_of_place(sampled)
-        number = first_chunk(samples)
+        number = first_chunk(samples if limit is None else min(samples, limit))
         while number > 1:
             try:
                 allowed = largest_for(number, sampled.device)

@@ -1,7 +1,7 @@
 """The engines: ways of computing samples, none of which changes what a sample means."""
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,16 +80,17 @@ def replay(
         samples: number of samples.
         gave_up: told why the prefix could not be replayed, at most once.
     """
-    again = Replay(sampled.run, sampled.model)
+    again = Replay(sampled.run, sampled.model, sampled.leaves)
     told = False
-    for number in _split(samples, STACK):
-        outputs = []
-        for _ in range(number):
-            outputs.append(detached_copies(again()))
-            if again.gave_up is not None and not told:
-                told = True
-                gave_up(again.gave_up)
-        yield stack_outputs(outputs)
+    with closing(again):
+        for number in _split(samples, STACK):
+            outputs = []
+            for _ in range(number):
+                outputs.append(detached_copies(again()))
+                if again.gave_up is not None and not told:
+                    told = True
+                    gave_up(again.gave_up)
+            yield stack_outputs(outputs)
 
 
 def vmap(
@@ -107,12 +108,15 @@ def vmap(
     def batch() -> Any:
         return vmapped(sampled.run, marker, out_of_place=out_of_place)
 
-    again = Replay(batch, sampled.model) if passes > 1 else None
-    for number in [each] * (passes - 1) + [samples - each * (passes - 1)]:
-        output = batch() if again is None else again()
-        if again is not None and again.gave_up is not None:
-            raise CannotBatch(again.gave_up)
-        yield _settled(output, number, copy=again is not None)
+    if passes == 1:
+        yield _settled(batch(), samples, copy=False)
+        return
+    with closing(Replay(batch, sampled.model, sampled.leaves)) as again:
+        for number in [each] * (passes - 1) + [samples - each * (passes - 1)]:
+            output = again()
+            if again.gave_up is not None:
+                raise CannotBatch(again.gave_up)
+            yield _settled(output, number, copy=True)
 
 
 def repeat(sampled: Sampled, samples: int, *, chunk: int, cheap: bool = True) -> Iterator[Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stablelightning.model.engines import Sampled
+from stablelightning.model.trust import is_trusted
 
 #: Largest tensor of the live part that is worth batching at all (beyond it, allocation costs more
 #: than Python does), and the size up to which more than eight samples share a pass.
@@ -115,16 +116,28 @@ def remember(model: nn.Module, key: Any, plan: Plan) -> Plan:
     return plan
 
 
-def plan_key(sampled: Sampled, samples: int) -> Any:
-    """What a plan depends on: the call, shapes, modules and rates, precision."""
+def plan_key(sampled: Sampled, samples: int, limit: int | None) -> Any:
+    """What a plan depends on: the call, shapes, modules and their settings, precision."""
     shapes = tuple(
         (type(x), x.shape, x.dtype, x.device) if isinstance(x, Tensor) else type(x)
         for x in sampled.leaves
     )
     function, found = sampled.function, sampled.found
     code = getattr(getattr(function, "__func__", function), "__code__", None)
-    modules = tuple(map(id, found.modules))
+    modules = tuple([(id(m), type(m)) for m in found.modules])
+    settings = tuple([_plain_settings(m) for m in found.modules if not is_trusted(m)])
     live = tuple([(id(m), vars(m).get("p"), vars(m).get("inplace")) for m in found.flagged])
     calls = tuple(map(id, found.functional))
     precision = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-    return code, shapes, samples, modules, live, calls, precision
+    return code, shapes, samples, limit, modules, settings, live, calls, precision
+
+
+def _plain_settings(module: nn.Module) -> tuple[Any, ...]:
+    """Switches that a user's own forward may read."""
+    return tuple(
+        [
+            value
+            for name, value in vars(module).items()
+            if isinstance(value, bool | int | float | str) and name != "training"
+        ]
+    )

@@ -11,7 +11,8 @@ pass goes on for real from the very operation that differed. The result is still
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -30,6 +31,10 @@ from stablelightning.model.trace import is_collective, may_draw, storage_key, wr
 _HOST_READS = frozenset(
     getattr(Tensor, name)
     for name in (
+        "__deepcopy__",
+        "__format__",
+        "__reduce_ex__",
+        "__repr__",
         "__array__",
         "__dlpack__",
         "data_ptr",
@@ -48,14 +53,19 @@ class Replay:
         run: one pass; called in eval with its dropout live, under ``no_grad``.
         model: the model that it runs; its modules from torch.nn, torchvision and timm are skipped
             as a whole where the prefix contains them.
+        inputs: what it is run on; like weights, not compared by value.
 
     Attributes:
         gave_up: why the prefix is no longer replayed, in words; ``None`` while it is.
     """
 
-    def __init__(self, run: Callable[[], Any], model: nn.Module) -> None:
+    def __init__(
+        self, run: Callable[[], Any], model: nn.Module, inputs: Iterable[Any] = ()
+    ) -> None:
         self._run = run
         self._shortcuts = Shortcuts(model)
+        given = chain(model.parameters(), model.buffers(), inputs)
+        self._known = frozenset(storage_key(x) for x in given if _has_memory(x))
         self._tape: Tape | None = None
         self._started = False
         self.gave_up: str | None = None
@@ -69,14 +79,20 @@ class Replay:
             return self._run()
         return self._replay(self._tape)
 
+    def close(self) -> None:
+        """Let go of the tape; to be called at the end, also after an exception."""
+        tape, self._tape = self._tape, None
+        if tape is not None:
+            tape.release()
+
     def _record(self) -> Any:
-        recorder = Recorder(Tape())
+        recorder = Recorder(Tape(self._known))
         with self._shortcuts.recorded(recorder), recorder, _HostReads(recorder):
             output = self._run()
-        self.gave_up = recorder.refused
-        if recorder.refused is None and recorder.tape.frontier is not None:
+        self.gave_up = recorder.refused or recorder.spoiled
+        if self.gave_up is None and recorder.tape.frontier is not None:
             self._tape = recorder.tape
-            recorder.restore()
+            recorder.renew()
         return output
 
     def _replay(self, tape: Tape) -> Any:
@@ -84,10 +100,13 @@ class Replay:
         with self._shortcuts.taken(player), player, _HostReads(player):
             output = self._run()
         player.finish(output)
+        self.gave_up = player.diverged or player.spoiled
         if player.diverged is not None:
-            self.gave_up, self._tape = player.diverged, None
+            self._tape = None
+        elif player.spoiled is not None:
+            self.close()
         else:
-            player.restore()
+            player.renew()
         return output
 
 
@@ -97,6 +116,7 @@ class _Watcher(TorchDispatchMode):
     def __init__(self, tape: Tape) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape = tape
+        self.spoiled: str | None = None
         self._saved: dict[int, Tensor] = {}
 
     def protect(self, tensors: list[Tensor]) -> None:
@@ -105,11 +125,13 @@ class _Watcher(TorchDispatchMode):
             key = storage_key(tensor)
             if key in self.tape.alive and key not in self._saved:
                 self._saved[key] = self.tape.alive[key].clone()
+            elif key in self.tape.given:
+                self.spoiled = "the forward writes into memory that its beginning reads"
 
-    def restore(self) -> None:
-        """Put taped memory back to what it was at the frontier."""
+    def renew(self) -> None:
+        """Go on with taped memory as it was at the frontier; what was written stays as written."""
         for key, whole in self._saved.items():
-            self.tape.alive[key].copy_(whole)
+            self.tape.renew(key, whole)
 
     def host_read(self, tensor: Tensor) -> None:
         """Called before Python reads memory behind the back of the operations."""
@@ -265,7 +287,9 @@ class Player(_Watcher):
             return len(want) == len(have) and all(map(self.agree, want, have))
         if kind is dict:
             return want.keys() == have.keys() and all(self.agree(want[k], have[k]) for k in want)
-        return want is have or (type(have) is kind and bool(want == have))
+        if want is have:
+            return True
+        return type(have) is kind and (bool(want == have) or (want != want and have != have))
 
     def _same_tensors(self, want: Any, have: Any) -> bool:
         pairs = zip(want, have, strict=False)
@@ -314,6 +338,11 @@ class Player(_Watcher):
             self._diverge(torch.ops.aten.alias.default)
         elif any(storage_key(t) in self.tape.dead for t in _tensors(tree_leaves(output))):
             self._revive()
+
+
+def _has_memory(x: Any) -> bool:
+    """Not a lazy parameter, and not one that code of its own stands behind."""
+    return type(x) in (Tensor, nn.Parameter, nn.Buffer) and x.layout is torch.strided
 
 
 def _nobody() -> None:

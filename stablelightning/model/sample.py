@@ -209,7 +209,7 @@ def _stream(
             for chunk, name in _run_engine(sampled, samples, settings):
                 if not checked and chunk is not None:
                     checked = True
-                    if not watch.moved():
+                    if not watch.moved() and not _differs(chunk):
                         raise _nothing_random(model)
                 yield chunk, name
 
@@ -227,10 +227,10 @@ def _run_engine(sampled: Sampled, samples: int, settings: _Settings) -> Iterator
 
 
 def _planned(sampled: Sampled, samples: int, limit: int | None) -> Iterator[tuple[Any, str]]:
-    key = plan_key(sampled, samples)
+    key = plan_key(sampled, samples, limit)
     plan = remembered(sampled.model, key)
     if plan is None:
-        plan = remember(sampled.model, key, study(sampled, samples))
+        plan = remember(sampled.model, key, study(sampled, samples, limit=limit))
     if plan.engine == "replay":
         yield from _replayed(sampled, samples, plan)
         return
@@ -327,6 +327,13 @@ def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, tuple | list):
         return tuple(inputs), {}
     return (inputs,), {}
+
+
+def _differs(chunk: Any) -> bool:
+    """Whether samples differ though no global generator moved: the model has one of its own."""
+    return any(
+        isinstance(x, Tensor) and not torch.equal(x, x[:1].expand_as(x)) for x in tree_leaves(chunk)
+    )
 
 
 def _nothing_random(model: nn.Module) -> NothingRandomError:

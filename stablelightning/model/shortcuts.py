@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from stablelightning.model.replay import Player, Recorder
 
 
+#: Where a weight is registered, its name, the tensor, its version and address.
+_Weight = tuple[dict[str, Any], str, Tensor | None, int, int]
+
+#: The attributes of a module, and what they were; of its children likewise.
+_Attributes = tuple[dict[str, Any], dict[str, Any]]
+
+
 @dataclass(slots=True)
 class _Call:
     """One completed call of a trusted module within the prefix."""
@@ -30,7 +37,8 @@ class _Call:
     kwargs: Any
     outputs: list[Any]
     spec: Any
-    weights: list[tuple[dict[str, Any], str, Tensor | None, int, int]]
+    weights: list[_Weight]
+    attributes: list[_Attributes]
 
 
 def trusted_modules(model: nn.Module) -> list[nn.Module]:
@@ -76,7 +84,7 @@ class Shortcuts:
             forward = module.forward
 
             def noted(*args: Any, **kwargs: Any) -> Any:
-                if recorder.finished:
+                if recorder.finished or torch.is_grad_enabled():
                     return forward(*args, **kwargs)
                 start = len(recorder.tape.operations)
                 try:
@@ -105,12 +113,13 @@ class Shortcuts:
 
             def skipped(*args: Any, **kwargs: Any) -> Any:
                 call = calls.get((key, player.position))
-                if call is not None and player.diverged is None:
+                if call is not None and player.diverged is None and not torch.is_grad_enabled():
                     with _unwatched():
                         if (
                             player.agree(call.args, args)
                             and player.agree(call.kwargs, kwargs)
                             and _untouched(call.weights)
+                            and all(_unchanged(*pair) for pair in call.attributes)
                         ):
                             player.position = call.end
                             return _answer(call, args)
@@ -144,7 +153,7 @@ class Shortcuts:
                 return
         end = len(recorder.tape.operations)
         self._calls[id(module), start] = _Call(
-            end, given[0], given[1], outputs, spec, _weights(module)
+            end, given[0], given[1], outputs, spec, _weights(module), _attributes(module)
         )
 
 
@@ -168,7 +177,7 @@ def _answer(call: _Call, args: Any) -> Any:
     return leaves[0] if call.spec.is_leaf() else tree_unflatten(leaves, call.spec)
 
 
-def _weights(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor | None, int, int]]:
+def _weights(module: nn.Module) -> list[_Weight]:
     found = []
     for owner in module.modules():
         for table in (owner._parameters, owner._buffers):
@@ -182,7 +191,7 @@ def _state(tensor: Tensor) -> tuple[int, int]:
     return 0 if tensor.is_inference() else tensor._version, tensor.data_ptr()
 
 
-def _untouched(weights: list[tuple[dict[str, Any], str, Tensor | None, int, int]]) -> bool:
+def _untouched(weights: list[_Weight]) -> bool:
     for table, name, tensor, version, pointer in weights:
         if table.get(name) is not tensor:
             return False
@@ -196,3 +205,17 @@ def _unwatched() -> Iterator[None]:
     """Look at tensors without the watching modes seeing it."""
     with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
         yield
+
+
+def _attributes(module: nn.Module) -> list[_Attributes]:
+    found: list[_Attributes] = []
+    for owner in module.modules():
+        for table in (vars(owner), owner._modules):
+            found.append((table, {k: v for k, v in table.items() if k != "forward"}))
+    return found
+
+
+def _unchanged(table: dict[str, Any], before: dict[str, Any]) -> bool:
+    if len(table) - ("forward" in table) != len(before):
+        return False
+    return all(table.get(name, before) is value for name, value in before.items())

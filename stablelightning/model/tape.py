@@ -11,9 +11,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from stablelightning.model.trace import storage_key
 
-#: Constants that a forward makes anew on each call are compared by value up to this many elements.
-_LARGEST_CONSTANT = 64
-
 _Layout = tuple[int, torch.Size, tuple[int, ...], torch.dtype]
 
 
@@ -47,27 +44,41 @@ class Made:
 
 
 class Given:
-    """A tensor from outside: a parameter, a buffer, an input, a constant made by the forward."""
+    """A tensor from outside: a parameter, a buffer, an input, a constant made by the forward.
+
+    Args:
+        tensor: the tensor.
+        watched: keep its value, and compare it on every pass: Python can write into memory that is
+            neither a parameter nor an input in ways that leave no trace (NumPy, ``.data``).
+    """
 
     __slots__ = ("layout", "pointer", "template", "value", "version")
 
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor, *, watched: bool) -> None:
         self.template = tensor
         self.layout = _layout(tensor)
         self.version = _version(tensor)
         self.pointer = tensor.data_ptr()
-        small = tensor.device.type == "cpu" and tensor.numel() <= _LARGEST_CONSTANT
-        self.value = tensor.clone() if small else None
+        self.value = tensor.clone() if watched else None
 
     def is_same(self, other: Tensor) -> bool:
-        """Whether ``other`` is this tensor, unwritten since, or a small constant of equal value."""
-        if other is self.template:  # its .data may have been swapped
-            return _version(other) == self.version and other.data_ptr() == self.pointer
-        if other.device != self.template.device or _layout(other) != self.layout:
+        """Whether ``other`` is this tensor, unwritten since; or a constant of equal value."""
+        if other is not self.template:  # another handle: a view of a weight, a constant made anew
+            if other.device != self.template.device or _layout(other) != self.layout:
+                return False
+            if self.value is None and storage_key(other) != storage_key(self.template):
+                return False
+        elif other.data_ptr() != self.pointer:  # its .data was swapped
             return False
-        if storage_key(other) == storage_key(self.template):
-            return _version(other) == self.version
-        return self.value is not None and torch.equal(other, self.value)
+        if self.value is not None:
+            return _equal(other, self.value)
+        return _version(other) == self.version
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    if torch.equal(a, b):
+        return True
+    return a.is_floating_point() and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 class Operation:
@@ -90,10 +101,15 @@ class Tape:
     Memory is held by weak reference while recording. What is alive at the first random draw is all
     that the rest can read, and is kept; everything else gets a stand-in of the same layout whose
     storage is empty, so that a replay needs no more memory than a pass.
+
+    Args:
+        known: keys of the memory of parameters, buffers and inputs, which is not compared by value.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: frozenset[int] = frozenset()) -> None:
         self.operations: list[Operation] = []
+        self.given: set[int] = set()
+        self._known = known
         self.frontier: Operation | None = None
         self.values: list[Made] = []
         self.alive: dict[int, Tensor] = {}
@@ -156,15 +172,57 @@ class Tape:
                 self.alive[storage._cdata] = _whole(storage)
             self._storages.append(storage)
         for value in self.values:
-            storage = self._storages[value.storage]
-            offset, shape, stride, dtype = value.layout
-            template = torch.empty(0, dtype=dtype, device=storage.device)
-            value.template = template.set_(storage, offset, shape, stride)
-            value.key = storage._cdata
+            self._place(value, self._storages[value.storage])
         for storage in self._storages:
             if storage._cdata in self.dead:
                 storage.resize_(0)
         self._objects.clear()
+
+    def renew(self, key: int, whole: Tensor) -> None:
+        """Go on with ``whole`` as the memory ``key``; whoever holds the old memory keeps it."""
+        storage = whole.untyped_storage()
+        self.alive[storage._cdata] = whole
+        del self.alive[key]
+        number = next(n for n, s in enumerate(self._storages) if s._cdata == key)
+        self._storages[number] = storage
+        for value in self.values:
+            if value.storage == number:
+                self._place(value, storage)
+
+    def release(self) -> None:
+        """Let go; stand-ins that somebody else still holds get what they stand for.
+
+        A tensor that a forward kept on its module on a later call, or that the frames of an
+        exception hold, outlives the replay, and reading an empty storage ends the process.
+        """
+        weak = {n: StorageWeakRef(s) for n, s in enumerate(self._storages) if s._cdata in self.dead}
+        for value in self.values:
+            value.template = None
+        self._storages = [s for n, s in enumerate(self._storages) if n not in weak]
+        if all(reference.expired() for reference in weak.values()):
+            return
+        kept = iter(self._storages)
+        self._storages = [
+            self._again(weak[n], n) if n in weak else next(kept) for n in range(len(self._weak))
+        ]
+        for value in self.values:
+            self._place(value, self._storages[value.storage])
+        self.recompute(len(self.operations), keep_alive=True)
+
+    def _again(self, reference: StorageWeakRef, number: int) -> torch.UntypedStorage:
+        size, device = self._bytes[number]
+        if reference.expired():
+            return torch.UntypedStorage(size, device=device)
+        storage = torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
+        storage.resize_(size)
+        return storage
+
+    @staticmethod
+    def _place(value: Made, storage: torch.UntypedStorage) -> None:
+        offset, shape, stride, dtype = value.layout
+        template = torch.empty(0, dtype=dtype, device=storage.device)
+        value.template = template.set_(storage, offset, shape, stride)
+        value.key = storage._cdata
 
     def recompute(self, upto: int, *, keep_alive: bool = False) -> None:
         """Fill the tape's memory with what it held before operation ``upto``.
@@ -198,7 +256,7 @@ class Tape:
         known = self._objects.get(id(leaf))
         if known is not None and known[0]() is leaf:
             return known[1]
-        return self._value(leaf) if self.owns(leaf) else Given(leaf)
+        return self._value(leaf) if self.owns(leaf) else self._give(leaf)
 
     def _make(self, tensor: Tensor, operation: Operation) -> Made | Given:
         _check_strided(tensor)
@@ -208,13 +266,18 @@ class Tape:
             if any(
                 isinstance(g, Given) and storage_key(g.template) == storage._cdata for g in leaves
             ):
-                return Given(tensor)  # a view of memory from outside
+                return self._give(tensor)  # a view of memory from outside
             self._number[storage._cdata] = len(self._weak)
             self._weak.append(StorageWeakRef(storage))
             self._bytes.append((storage.nbytes(), tensor.device))
         value = self._value(tensor)
         self._objects[id(tensor)] = (weakref.ref(tensor), value)
         return value
+
+    def _give(self, tensor: Tensor) -> Given:
+        key = storage_key(tensor)
+        self.given.add(key)
+        return Given(tensor, watched=key not in self._known)
 
     def _value(self, tensor: Tensor) -> Made:
         value = Made(len(self.values), self._number[storage_key(tensor)], tensor)
