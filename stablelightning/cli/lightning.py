@@ -1,6 +1,7 @@
 """LightningCLI with named slots, one-line errors and short class names."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,15 +18,15 @@ from stablelightning.cli.checkpoint import KeepBest
 from stablelightning.cli.explain import explain, inner_error
 from stablelightning.cli.failure import mismatch
 from stablelightning.cli.quiet import quiet
+from stablelightning.cli.record import SaveRecipe
 from stablelightning.cli.slots import SLOTS
 from stablelightning.errors import CheckpointError, RecipeError, StableLightningError
 
 #: Imported before parsing, so that their classes can be named without their modules.
 _SHORT_NAMES = ("stablelightning.data", "stablelightning.module", "stablelightning.nn")
 
-
 #: What Lightning takes for a checkpoint beside a path.
-_SPECIAL = ("best", "last", "hpc", "registry")
+_SPECIAL = re.compile(r"best$|last$|hpc$|registry(:|$)|\w+://")
 
 
 class StableArgumentParser(LightningArgumentParser):
@@ -45,10 +46,11 @@ class StableArgumentParser(LightningArgumentParser):
 class StableCLI(LightningCLI):
     """LightningCLI for any model and any data, with the slots of this package.
 
+    The resolved recipe is saved where a verb is run.
+
     Args:
         args: the command line.
         run: whether the first argument is a verb that is run.
-        parser_kwargs: passed on to LightningCLI.
         **kwargs: passed on to LightningCLI.
     """
 
@@ -62,7 +64,7 @@ class StableCLI(LightningCLI):
             args=args,
             run=run,
             parser_class=StableArgumentParser,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveRecipe if run else None,
             subclass_mode_model=True,
             subclass_mode_data=True,
             **kwargs,
@@ -105,7 +107,7 @@ class StableCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         path = self._checkpoint()
-        if path and not path.startswith(_SPECIAL) and "://" not in path and not Path(path).exists():
+        if path and not _SPECIAL.match(path) and not Path(path).exists():
             raise CheckpointError(f"--ckpt_path must be a file, got {path!r}; check the path.")
         with checkpoint_errors(path):
             super()._parse_ckpt_path()

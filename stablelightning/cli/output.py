@@ -24,9 +24,8 @@ def choose_folder(wanted: str | None, recipe: str) -> Path:
     Raises:
         OutputError: it cannot be written, or it already holds something.
     """
-    inherited = os.environ.get(_CHOSEN)
-    if inherited and is_child():
-        return Path(inherited)
+    if is_child():  # which writes nothing itself, and must not find what the first one has begun
+        return Path(os.environ.get(_CHOSEN) or wanted or "runs").absolute()
     if wanted is None:
         folder = next(f for f in _numbered(Path("runs"), recipe) if not f.exists())
     else:
@@ -103,8 +102,9 @@ def remove_stillborn(folder: Path, made: Path) -> None:
 
 
 def is_child() -> bool:
-    """Whether this process is a further process of a run, not the one that was started by hand."""
-    return int(os.environ.get("LOCAL_RANK", "0")) > 0
+    """Whether this process is one of several of a run, and not the first."""
+    given = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return int(next((rank for rank in given if rank is not None), "0")) > 0
 
 
 def _numbered(parent: Path, name: str) -> Iterator[Path]:

@@ -27,6 +27,7 @@ Predict with the best checkpoint of a run, and write one row per input.
   --data.KEY=VALUE  override any other setting of the data
   --output FILE     a .parquet file; RUN_FOLDER/predict-<n>.parquet otherwise
   --checkpoint FILE another checkpoint than RUN_FOLDER/checkpoints/best.ckpt
+  --weights_only=false  load a checkpoint that holds Python objects; they run code, so trust it
   --KEY=VALUE       override any other setting, such as --stable.uncertainty.samples=200
 
 stablelightning predict --config FILE predicts as LightningCLI does; see
@@ -57,12 +58,15 @@ def main(arguments: list[str]) -> int:
     if output.suffix != ".parquet":
         raise RecipeError(f"--output must be a .parquet file, got {options.output!r}.")
     check_writable(output.parent)
-    _predict(config, checkpoint, output, _with_data(config, options.data, overrides))
+    overrides = _with_data(config, options.data, overrides)
+    _predict(config, checkpoint, output, overrides, weights_only=options.weights_only)
     print(f"Predictions: {output}")
     return 0
 
 
-def _predict(config: Path, checkpoint: Path, output: Path, overrides: list[str]) -> None:
+def _predict(
+    config: Path, checkpoint: Path, output: Path, overrides: list[str], *, weights_only: bool
+) -> None:
     from stablelightning.cli.lightning import StableCLI, checkpoint_errors
     from stablelightning.cli.quiet import quiet
     from stablelightning.report.summary import write_predictions
@@ -71,10 +75,13 @@ def _predict(config: Path, checkpoint: Path, output: Path, overrides: list[str])
     # One process, so that the rows come in order, and no record of the prediction as if of a run.
     arguments = [f"--config={config}", "--trainer.logger=false", "--trainer.devices=1"]
     arguments += ["--trainer.strategy=auto", "--trainer.default_root_dir=null", *overrides]
-    cli = StableCLI(arguments, run=False, save_config_callback=None)
+    cli = StableCLI(arguments, run=False)
     with checkpoint_errors(str(checkpoint)):
         predictions = cli.trainer.predict(
-            cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint)
+            cli.model,
+            datamodule=cli.datamodule,
+            ckpt_path=str(checkpoint),
+            weights_only=weights_only,
         )
     rows = rows_of(predictions)
     write_predictions(output.parent, rows, name=output.name)
@@ -173,4 +180,5 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--data")
     parser.add_argument("--output")
     parser.add_argument("--checkpoint")
+    parser.add_argument("--weights_only", type=lambda word: word.lower() != "false", default=True)
     return parser

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar as Any
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from stablelightning.callbacks.uncertainty import EstimateUncertainty
 from stablelightning.cli.leave import leave_results, require_what_is_needed
@@ -19,11 +20,10 @@ from stablelightning.cli.lightning import StableCLI
 from stablelightning.cli.observe import ObserveUnknown, TrySampling
 from stablelightning.cli.output import make_folder, remove_stillborn
 from stablelightning.cli.quiet import ProgressBar, quiet
+from stablelightning.cli.record import resolved_recipe, write_recipe
 from stablelightning.cli.run import Plan
 from stablelightning.cli.slots import SLOTS
 from stablelightning.errors import RecipeError, StableLightningWarning
-from stablelightning.report.files import written_whole
-from stablelightning.report.redact import redact_secrets
 from stablelightning.report.wandb import finish_run, log_config
 
 _LOGGER = {"class_path": "stablelightning.report.wandb.RunLogger"}
@@ -41,9 +41,7 @@ class RunCLI(StableCLI):
         self.written = [_read(path) for path in (plan.recipe, *plan.overlays)]
         self.recipe: dict[str, Any] = {}
         self.unknown: ObserveUnknown | None = None
-        super().__init__(
-            plan.arguments, run=False, save_config_callback=None, seed_everything_default=0
-        )
+        super().__init__(plan.arguments, run=False, seed_everything_default=0)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """As for every verb; a run also keeps a W&B log, and samples unless told not to."""
@@ -68,9 +66,7 @@ class RunCLI(StableCLI):
         In this order, so that the config.yaml of a run is a recipe that makes another run, with a
         folder of its own.
         """
-        # By position: nulls are kept, by an argument that jsonargparse has renamed.
-        dumped = self.parser.dump(self.config, "yaml", False)
-        self.recipe = redact_secrets(yaml.safe_load(dumped))
+        self.recipe = resolved_recipe(self.parser, self.config)
         folder = self.plan.folder
         if self.config.get("trainer.default_root_dir") is None:
             self.config["trainer.default_root_dir"] = str(folder)
@@ -101,13 +97,10 @@ class RunCLI(StableCLI):
         if data is None or not self.trainer.is_global_zero:
             return
         data.trainer = self.trainer  # as Lightning does before it calls these hooks
-        data.prepare_data()
-        data.setup("fit")
-
-    def write_recipe(self) -> None:
-        """Write config.yaml."""
-        with written_whole(self.plan.folder / "config.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(self.recipe, sort_keys=False), encoding="utf-8")
+        # Lightning sets it up once more; a split drawn then must be that of the other processes.
+        with isolate_rng():
+            data.prepare_data()
+            data.setup("fit")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -138,7 +131,7 @@ def run_plan(plan: Plan) -> None:
     made = plan.folder
     if first:
         made = make_folder(plan.folder)
-        cli.write_recipe()
+        write_recipe(plan.folder, cli.recipe)
         print(f"{plan.recipe.stem}: the results go to {plan.folder}", flush=True)
     try:
         _fit_and_test(cli)
@@ -149,10 +142,8 @@ def run_plan(plan: Plan) -> None:
         finish_run(cli.trainer.loggers, failed=True)
         if first and not cli.trainer.global_step:
             remove_stillborn(plan.folder, made)
-        if cli.trainer.interrupted and isinstance(
-            error, SystemExit
-        ):  # Lightning's answer to Ctrl+C
-            raise KeyboardInterrupt from error
+        if cli.trainer.interrupted and isinstance(error, SystemExit):
+            raise KeyboardInterrupt from error  # which Lightning had turned into an exit
         raise
     finish_run(cli.trainer.loggers)
 
@@ -170,7 +161,9 @@ def _fit_and_test(cli: RunCLI) -> None:
         return
     keeper = trainer.checkpoint_callback
     best = keeper.best_model_path if isinstance(keeper, ModelCheckpoint) else ""
-    trainer.test(model, datamodule=data, ckpt_path=best or None, verbose=False)
+    # Written by this very run, so that objects in it may be trusted.
+    trusted = {"weights_only": False} if best else {}
+    trainer.test(model, datamodule=data, ckpt_path=best or None, verbose=False, **trusted)
 
 
 def _has_test(model: L.LightningModule, data: L.LightningDataModule | None) -> bool:

@@ -5,13 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+
 #: A few seconds of the digits: what a run leaves does not depend on how good it is.
 QUICK = ("--trainer.max_epochs=2", "--stable.uncertainty.samples=4")
 
 
 def environment(**more: str) -> dict[str, str]:
     """This process's environment without a key for W&B, and with nothing of a distributed run."""
-    dropped = {"WANDB_API_KEY", "WANDB_MODE", "LOCAL_RANK", "MASTER_PORT", "PYTHONPATH"}
+    dropped = {"WANDB_API_KEY", "WANDB_MODE", "MASTER_PORT", "PYTHONPATH", *RANKS}
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
     return {**kept, "OMP_NUM_THREADS": "1", "NETRC": os.devnull, **more}
 

@@ -7,6 +7,7 @@ import warnings
 import pytest
 
 from stablelightning.cli.main import main
+from tests.cli.commands import RANKS
 
 
 @pytest.fixture
@@ -14,6 +15,8 @@ def in_process(tmp_path, monkeypatch):
     """Run the command in an empty working folder; what it sets for its process is undone."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    for rank in RANKS:
+        monkeypatch.delenv(rank, raising=False)
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict]
     before = [(logger, list(logger.filters)) for logger in loggers]

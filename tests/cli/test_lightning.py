@@ -12,7 +12,7 @@ BARE = ("--trainer.accelerator=cpu", "--trainer.logger=false")
 
 
 def kinds(*arguments: str) -> list[type]:
-    cli = StableCLI([*MODEL, *BARE, *arguments], run=False, save_config_callback=None)
+    cli = StableCLI([*MODEL, *BARE, *arguments], run=False)
     return [type(callback) for callback in cli.trainer.callbacks]
 
 

@@ -61,4 +61,13 @@ def test_further_processes_take_the_announced_folder(in_tmp, monkeypatch):
         assert choose_folder(None, "digits") == in_tmp / "runs" / "digits-1"  # started by hand
         monkeypatch.setenv("LOCAL_RANK", "1")
         assert choose_folder(None, "digits") == in_tmp / "chosen"
+    monkeypatch.delenv("LOCAL_RANK")
     assert choose_folder(None, "digits") == in_tmp / "runs" / "digits-1"
+
+
+def test_processes_that_a_launcher_started_do_not_stumble_over_the_first(in_tmp, monkeypatch):
+    (in_tmp / "out").mkdir()
+    (in_tmp / "out" / "config.yaml").touch()
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert choose_folder("out", "digits") == in_tmp / "out"

@@ -90,6 +90,15 @@ def test_own_classes_run_and_are_sampled_without_being_asked(own):
     assert secret not in (own / "out" / "config.yaml").read_text()
 
 
+def test_fit_writes_no_secret_either(own, in_process, monkeypatch):
+    monkeypatch.syspath_prepend(own)
+    secret = "another-long-secret"
+    assert in_process("fit", "--config=mine.yaml", f"--model.api_key={secret}") == 0
+    config = (own / "config.yaml").read_text()
+    assert secret not in config
+    assert yaml.safe_load(config)["model"]["init_args"]["dropout"] == 0
+
+
 def test_a_model_with_nothing_random_is_told_so_and_runs(own, in_process, monkeypatch):
     monkeypatch.syspath_prepend(own)
     with pytest.warns(UserWarning, match="steps aside"):
