@@ -76,7 +76,8 @@ def _verb(verb: str, rest: list[str]) -> Callable[[list[str]], int]:
         from stablelightning.cli.run import main as run
 
         return run
-    if verb == "predict" and rest and not rest[0].startswith("-"):
+    names_folder = bool(rest) and not rest[0].startswith("-")
+    if verb == "predict" and (names_folder or rest in (["-h"], ["--help"])):
         from stablelightning.cli.predict import main as predict
 
         return predict

@@ -42,15 +42,15 @@ def main(arguments: list[str]) -> int:
         CheckpointError: there is no checkpoint in it, or it does not fit.
         OutputError: the output cannot be written.
     """
-    options, overrides = _options().parse_known_args(arguments[1:])
+    options, rest = _options().parse_known_args(arguments)
     if options.help:
         print(_HELP)
         return 0
-    folder = Path(arguments[0]).expanduser()
+    folder = Path(rest[0]).expanduser()
     config = folder / "config.yaml"
     if not config.is_file():
         raise RecipeError(
-            f"predict needs the folder of a run, with its config.yaml, got {arguments[0]!r}; "
+            f"predict needs the folder of a run, with its config.yaml, got {rest[0]!r}; "
             "name the folder that stablelightning run printed as its results."
         )
     checkpoint = _checkpoint(folder, options.checkpoint)
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     if output.suffix != ".parquet":
         raise RecipeError(f"--output must be a .parquet file, got {options.output!r}.")
     check_writable(output.parent)
-    overrides = _with_data(config, options.data, overrides)
+    overrides = _with_data(config, options.data, rest[1:])
     _predict(config, checkpoint, output, overrides, weights_only=options.weights_only)
     print(f"Predictions: {output}")
     return 0

@@ -13,7 +13,15 @@ HEAVY = ("torch", "lightning", "wandb", "jsonargparse")
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], [], ["run", "--list"], ["run", "--help"], ["run", "no"]],
+    [
+        ["--help"],
+        ["--version"],
+        [],
+        ["run", "--list"],
+        ["run", "--help"],
+        ["predict", "--help"],
+        ["run", "no"],
+    ],
 )
 def test_light_answers_import_nothing_heavy(arguments):
     code = (
