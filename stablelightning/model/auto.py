@@ -96,7 +96,8 @@ def rows_independent(sampled: Sampled) -> bool:
 
     if sampled.found.functional or count_rows(sampled.leaves) == 0:
         return False
-    return rows_are_independent(sampled.on, steady, sampled.inputs)
+    with Footprint(sampled.model):
+        return rows_are_independent(sampled.on, steady, sampled.inputs)
 
 
 def check_vmap(sampled: Sampled, number: int) -> Plan:
@@ -109,6 +110,17 @@ def check_vmap(sampled: Sampled, number: int) -> Plan:
         out_of_place = _same_out_of_place(sampled)
         _survey(sampled, number, out_of_place, largest_allowed=float("inf"))
     return Plan("vmap", number, out_of_place=out_of_place)
+
+
+def check_repeat(sampled: Sampled, number: int) -> Plan:
+    """The plan to use repeat because it was asked for.
+
+    Raises:
+        CannotBatch: the rows influence each other, or it could not be checked that they do not.
+    """
+    if not rows_independent(sampled):
+        raise CannotBatch("its rows influence each other, or could not be checked")
+    return Plan("repeat", number)
 
 
 def _same_out_of_place(sampled: Sampled) -> bool:

@@ -114,7 +114,7 @@ def vmap(
     with closing(Replay(batch, sampled.model, sampled.leaves)) as again:
         for number in [each] * (passes - 1) + [samples - each * (passes - 1)]:
             output = again()
-            if again.gave_up is not None:
+            if again.took_another_path:
                 raise CannotBatch(again.gave_up)
             yield _settled(output, number, copy=True)
 

@@ -3,7 +3,9 @@
 import copy
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from stablelightning.model.trust import is_trusted
 
@@ -17,24 +19,32 @@ class Footprint:
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = [m for m in model.modules() if not is_trusted(m)]
+        self._buffers = [b for b in model.buffers() if not is_lazy(b)]
 
     def __enter__(self) -> "Footprint":
         self._before = [self._look(m) for m in self._modules]
+        self._contents = [b.clone() for b in self._buffers]
         return self
 
     def changed(self) -> bool:
-        """Whether any attribute is another object, or any container holds other objects."""
-        return any(
+        """Whether an attribute is another object, a container or a buffer holds something else."""
+        return bool(self._written()) or any(
             not _same(before, self._look(module))
             for module, before in zip(self._modules, self._before, strict=True)
         )
 
+    def _written(self) -> list[tuple[Tensor, Tensor]]:
+        pairs = zip(self._buffers, self._contents, strict=True)
+        return [(b, old) for b, old in pairs if b.shape != old.shape or not torch.equal(b, old)]
+
     def __exit__(self, *_: object) -> None:
+        for buffer, content in self._written():
+            buffer.data.copy_(content)
         for module, before in zip(self._modules, self._before, strict=True):
             if _same(before, self._look(module)):
                 continue
             attributes = vars(module)
-            for name in [n for n in attributes if n not in before]:
+            for name in [n for n in attributes if n not in before and n != "training"]:
                 del attributes[name]
             for name, (value, content) in before.items():
                 attributes[name] = value

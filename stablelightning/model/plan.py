@@ -119,17 +119,41 @@ def remember(model: nn.Module, key: Any, plan: Plan) -> Plan:
 def plan_key(sampled: Sampled, samples: int, limit: int | None) -> Any:
     """What a plan depends on: the call, shapes, modules and their settings, precision."""
     shapes = tuple(
-        (type(x), x.shape, x.dtype, x.device) if isinstance(x, Tensor) else type(x)
-        for x in sampled.leaves
+        (x.shape, x.dtype, x.device) if isinstance(x, Tensor) else _plain(x) for x in sampled.leaves
     )
-    function, found = sampled.function, sampled.found
-    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    found = sampled.found
+    call = _identity(sampled.function), tuple(sampled.inputs[1])
     modules = tuple([(id(m), type(m)) for m in found.modules])
     settings = tuple([_plain_settings(m) for m in found.modules if not is_trusted(m)])
     live = tuple([(id(m), vars(m).get("p"), vars(m).get("inplace")) for m in found.flagged])
     calls = tuple(map(id, found.functional))
     precision = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-    return code, shapes, samples, limit, modules, settings, live, calls, precision
+    return call, shapes, samples, limit, modules, settings, live, calls, precision
+
+
+_PLAIN = (bool, int, float, str)
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, _PLAIN) else type(value)
+
+
+def _identity(function: Any) -> Any:
+    """The same for a lambda that is written once and made on every call."""
+    if isinstance(function, nn.Module):
+        return id(function)
+    plain = getattr(function, "__func__", function)
+    cells = getattr(plain, "__closure__", None) or ()
+    closed_over = tuple([_content(cell) for cell in cells])
+    code = getattr(plain, "__code__", None) or id(function)
+    return code, id(getattr(function, "__self__", None)), closed_over
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return id(cell.cell_contents)
+    except ValueError:  # not yet filled
+        return None
 
 
 def _plain_settings(module: nn.Module) -> tuple[Any, ...]:
@@ -138,6 +162,6 @@ def _plain_settings(module: nn.Module) -> tuple[Any, ...]:
         [
             value
             for name, value in vars(module).items()
-            if isinstance(value, bool | int | float | str) and name != "training"
+            if isinstance(value, _PLAIN) and name != "training"
         ]
     )

@@ -57,6 +57,7 @@ class Replay:
 
     Attributes:
         gave_up: why the prefix is no longer replayed, in words; ``None`` while it is.
+        took_another_path: whether a later call did not begin like the first.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Replay:
         self._tape: Tape | None = None
         self._started = False
         self.gave_up: str | None = None
+        self.took_another_path = False
 
     def __call__(self) -> Any:
         """One pass, exactly as the plain call would have made it."""
@@ -102,7 +104,7 @@ class Replay:
         player.finish(output)
         self.gave_up = player.diverged or player.spoiled
         if player.diverged is not None:
-            self._tape = None
+            self.took_another_path, self._tape = True, None
         elif player.spoiled is not None:
             self.close()
         else:

@@ -18,7 +18,7 @@ from stablelightning.errors import (
     RecipeError,
     StableLightningWarning,
 )
-from stablelightning.model.auto import check_vmap, rows_independent, study
+from stablelightning.model.auto import check_repeat, check_vmap, study
 from stablelightning.model.batched import CannotBatch
 from stablelightning.model.collect import concatenate_chunks
 from stablelightning.model.engines import STACK, Sampled, loop, repeat, replay, vmap
@@ -53,7 +53,7 @@ def sample_predictions(
     """Run a model many times with its randomness on; the outputs gain a leading sample axis.
 
     Args:
-        model: any ``nn.Module``; flags, buffers and hooks are left as they were. No gradient flows.
+        model: any ``nn.Module``; nothing is changed but by its own forward. No gradient flows.
         inputs: a tensor (``model(x)``), a tuple or list (``model(*x)``) or a dict (``model(**x)``).
         samples: number of samples T >= 1.
         seed: seeds torch's generators for this call and leaves them as they were; ``None`` draws
@@ -269,14 +269,13 @@ def _replayed(sampled: Sampled, samples: int, plan: Plan) -> Iterator[tuple[Any,
 
 def _by_name(sampled: Sampled, samples: int, settings: _Settings) -> Iterator[tuple[Any, str]]:
     chunk = min(samples, settings.chunk_size or STACK)
-    if settings.engine == "repeat" and not rows_independent(sampled):
-        raise EngineError(
-            "repeat needs rows that do not influence each other, and those of "
-            f"{type(sampled.model).__name__} do, or could not be checked; use engine='auto'."
-        )
+    key = settings.engine, plan_key(sampled, samples, chunk)
     try:
-        asked = Plan("repeat", chunk) if settings.engine == "repeat" else None
-        yield from _batched(sampled, samples, asked or check_vmap(sampled, chunk))
+        plan = remembered(sampled.model, key)
+        if plan is None:
+            check = check_repeat if settings.engine == "repeat" else check_vmap
+            plan = remember(sampled.model, key, check(sampled, chunk))
+        yield from _batched(sampled, samples, plan)
     except CannotBatch as refusal:
         raise EngineError(
             f"{settings.engine} must be able to batch {type(sampled.model).__name__}, and cannot "
