@@ -163,9 +163,9 @@ def _timm_vit(**rates: float) -> Built:
 
 def _torchvision_vit() -> Built:
     rates = {"dropout": 0.1, "attention_dropout": 0.1}
-    return _pixels(
-        torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=5, **rates)
-    )
+    model = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=5, **rates)
+    nn.init.normal_(model.heads.head.weight)  # zero otherwise, and so would be the output
+    return _pixels(model)
 
 
 def _mobilenet() -> Built:
@@ -310,7 +310,7 @@ CASES = [
     Case("autocast", _mlp, context=_bf16_autocast),
     Case("compiled", lambda: _rows(torch.compile(_mlp()[0], backend="eager"))),
     Case("compiled_inside", lambda: _rows(m.Compiled())),
-    Case("spectral_norm", _spectral),
+    Case("spectral_norm", _spectral, own_state=("weight",)),
     Case("parametrized", _parametrized),
     Case("structured", _structured),
     Case("latent", lambda: _rows(m.Latent())),
@@ -372,8 +372,13 @@ CASES = [
         falls_back="kept another tensor",
         own_state=("calls", "kept"),
     ),
-    Case("swaps_weights", lambda: _rows(traps.SwapsWeights())),
-    Case("turns_knob", lambda: _rows(traps.TurnsKnob()), falls_back=_ANOTHER, own_state=("calls",)),
+    Case("swaps_weights", lambda: _rows(traps.SwapsWeights()), own_state=("weight",)),
+    Case(
+        "turns_knob",
+        lambda: _rows(traps.TurnsKnob()),
+        falls_back=_ANOTHER,
+        own_state=("calls", "negative_slope"),
+    ),
     Case(
         "swaps_child",
         lambda: _rows(traps.SwapsChild()),
@@ -383,20 +388,25 @@ CASES = [
     Case(
         "carries_state",
         lambda: _rows(traps.CarriesState(through_data=False)),
-        falls_back=_ANOTHER,
+        falls_back="memory that its beginning reads",
         own_state=("state",),
     ),
     Case(
         "carries_state_through_data",
         lambda: _rows(traps.CarriesState(through_data=True)),
-        falls_back=None,
+        falls_back="memory that its beginning reads",
         own_state=("state",),
     ),
     Case("shares_numpy", lambda: _rows(traps.SharesNumpy()), falls_back=None, own_state=("array",)),
     Case("copies", lambda: _rows(traps.Copies()), falls_back=None),
     Case("forces", lambda: _rows(m.Forces()), falls_back=None),
     Case("graph", lambda: _rows(m.Graph()), falls_back="layout", mixes_rows=True),
-    Case("writes_buffer", lambda: _rows(traps.WritesBuffer()), falls_back=_LIVES_ON),
+    Case(
+        "writes_buffer",
+        lambda: _rows(traps.WritesBuffer()),
+        falls_back=_LIVES_ON,
+        own_state=("seen",),
+    ),
     Case("private_generator", lambda: _rows(traps.PrivateGenerator())),
 ]
 

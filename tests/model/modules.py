@@ -201,7 +201,7 @@ class KeepsNorm(OneDropout):
     def forward(self, x: Tensor) -> Tensor:
         h = self.body(x)
         y = self.drop(h)
-        return y * (h.norm() / y.norm())
+        return y * (h.norm() / y.norm().clamp(min=1e-3))
 
 
 class SharedMask(nn.Module):

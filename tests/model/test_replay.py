@@ -98,8 +98,10 @@ def test_the_prefix_is_computed_once(case: Case) -> None:
     assert live == int(live)
 
 
-@pytest.mark.parametrize("engine", ["replay", "vmap", "auto"])
-def test_a_resnet_with_dropout_in_its_head_convolves_once(engine: str) -> None:
+@pytest.mark.parametrize(("engine", "passes", "heads"), [("replay", 1, 24), ("auto", 1, 1)])
+def test_a_resnet_with_dropout_in_its_head_convolves_once(
+    engine: str, passes: int, heads: int
+) -> None:
     case = next(case for case in CASES if case.name == "resnet18")
     model, inputs = case.build()
     sl.sample_predictions(model, inputs, samples=24, engine=engine)  # auto plans
@@ -108,9 +110,8 @@ def test_a_resnet_with_dropout_in_its_head_convolves_once(engine: str) -> None:
         model(inputs)
     with CountsWork() as all_samples:
         sl.sample_predictions(model, inputs, samples=24, engine=engine)
-    heads = 24 if engine == "replay" else 3 if engine == "vmap" else 1
-    assert one.work == 21
-    assert all_samples.work == 20 + heads
+    assert one.work == 20 + 1
+    assert all_samples.work == passes * 20 + heads
 
 
 def test_modules_of_torch_in_the_prefix_are_not_even_called_again() -> None:

@@ -297,10 +297,10 @@ class Gated(OneDropout):
 
 
 class Switched(OneDropout):
-    """Rows influence each other if a plain attribute says so."""
+    """Rows influence each other if a plain attribute, or an argument, says so."""
 
     mixes = False
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mixes: bool = False) -> Tensor:
         y = super().forward(x)
-        return y + y.mean(0) if self.mixes else y
+        return y + y.mean(0) if self.mixes or mixes else y
