@@ -30,6 +30,10 @@ _RECURRENT = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})
 _DRAWS_LIKE_INPUT = frozenset({functional.alpha_dropout, functional.feature_alpha_dropout})
 
 
+#: Stands for a tensor in the structure of an output.
+_TENSOR = object()
+
+
 class CannotBatch(Exception):
     """Why samples cannot share a pass, in words."""
 
@@ -164,7 +168,7 @@ def vmapped(run: Callable[[], Any], marker: Tensor, *, out_of_place: bool = Fals
         nonlocal spec, others
         with _SampleAxis(zero, out_of_place=out_of_place):
             leaves, spec = tree_flatten(run())
-        others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        others = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
 
     try:
@@ -173,7 +177,9 @@ def vmapped(run: Callable[[], Any], marker: Tensor, *, out_of_place: bool = Fals
         raise
     except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
         raise CannotBatch(_first_line(error)) from error
-    leaves = [next(tensors) if other is None else _spread(other, len(marker)) for other in others]
+    leaves = [
+        next(tensors) if other is _TENSOR else _spread(other, len(marker)) for other in others
+    ]
     return tree_unflatten(leaves, spec)
 
 

@@ -19,7 +19,7 @@ class Footprint:
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = [m for m in model.modules() if not is_trusted(m)]
-        self._buffers = [b for b in model.buffers() if not is_lazy(b)]
+        self._buffers = [b for b in model.buffers() if not is_lazy(b) and b.layout is torch.strided]
 
     def __enter__(self) -> "Footprint":
         self._before = [self._look(m) for m in self._modules]

@@ -25,7 +25,10 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
 
 def set_training(module: nn.Module, training: bool) -> None:
     """Set one module's own flag, past a module's slow ``__setattr__``."""
-    vars(module)["training"] = training
+    if "training" in vars(module):
+        vars(module)["training"] = training
+    else:  # a property, as of scripted and compiled modules
+        module.training = training
 
 
 @contextmanager
