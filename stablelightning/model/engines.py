@@ -134,7 +134,8 @@ def repeat(sampled: Sampled, samples: int, *, chunk: int, cheap: bool = True) ->
     rows = count_rows(sampled.leaves)
     for number in _split(samples, chunk):
         with CheapDropout() if cheap else nullcontext():
-            yield repeated(sampled.on, sampled.inputs, number, rows=rows)
+            output = repeated(sampled.on, sampled.inputs, number, rows=rows)
+        yield output
 
 
 def _split(samples: int, chunk: int) -> list[int]:

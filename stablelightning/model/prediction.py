@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from stablelightning.errors import ModelError
 
@@ -94,7 +95,7 @@ class Prediction:
         def move(value: Any) -> Any:
             return value.to(device) if isinstance(value, Tensor) else value
 
-        return Prediction(**{f.name: move(getattr(self, f.name)) for f in fields(self)})
+        return Prediction(**{f.name: tree_map(move, getattr(self, f.name)) for f in fields(self)})
 
     def __repr__(self) -> str:
         return (

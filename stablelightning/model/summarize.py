@@ -1,6 +1,6 @@
 """From a stream of sampled outputs to a Prediction, in memory that does not grow with them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 import torch
@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 from stablelightning.errors import ModelError, RecipeError
 from stablelightning.functional.moments import Moments
-from stablelightning.functional.uncertainty import as_probabilities, binary_entropy, entropy
+from stablelightning.functional.scores import at_least_single
+from stablelightning.functional.uncertainty import (
+    binary_entropy,
+    entropy,
+    is_label_probabilities,
+    is_probabilities,
+)
 from stablelightning.model.prediction import Prediction, Task
 from stablelightning.nn.heads import Gaussian
 
@@ -59,12 +65,16 @@ def infer_task(task: str, model: nn.Module, output: Tensor | Gaussian) -> Task:
     if task == "auto":
         own = getattr(model, "task", None)
         task = str(own) if own in known else ""
-    if not task:
-        one_value = isinstance(output, Gaussian) or output.ndim < 2 or output.shape[1] == 1
-        task = "regression" if one_value else "classification"
+        if not task:
+            task = _looks_like(output)
     if task not in known:
         raise RecipeError(f"task must be auto, {', '.join(known)}, got {task!r}.")
     return task  # type: ignore[return-value]
+
+
+def _looks_like(output: Tensor | Gaussian) -> Task:
+    one_value = isinstance(output, Gaussian) or output.ndim < 2 or output.shape[1] == 1
+    return "regression" if one_value else "classification"
 
 
 class Summary:
@@ -76,6 +86,7 @@ class Summary:
         self.centre = Moments()
         self.spread = Moments()
         self.votes: Tensor | None = None
+        self._are_probabilities: bool | None = None
 
     def update_(self, output: Tensor | Gaussian) -> None:
         """Add a chunk of samples."""
@@ -104,7 +115,9 @@ class Summary:
                 "classification needs two or more class scores per row (N, C, ...), got "
                 f"{tuple(output.shape[1:])}; pass task='multilabel' or task='regression'."
             )
-        probabilities = as_probabilities(output.float(), dim=dim)
+        probabilities = self._as_probabilities(
+            output, is_probabilities(output, dim), lambda scores: scores.softmax(dim)
+        )
         self.centre.update_(probabilities)
         self.spread.update_(entropy(probabilities, dim=dim))
         chosen = probabilities.argmax(dim, keepdim=True)
@@ -112,13 +125,29 @@ class Summary:
         self.votes = votes if self.votes is None else self.votes + votes
 
     def _update_labels(self, output: Tensor) -> None:
-        output = output.float()
-        inside = bool((output >= 0).all()) and bool((output <= 1).all())
-        probabilities = output if inside else output.sigmoid()
+        probabilities = self._as_probabilities(
+            output, is_label_probabilities(output), torch.Tensor.sigmoid
+        )
         self.centre.update_(probabilities)
         self.spread.update_(binary_entropy(probabilities))
         votes = (probabilities > 0.5).float().sum(0)
         self.votes = votes if self.votes is None else self.votes + votes
+
+    def _as_probabilities(
+        self, output: Tensor, looks: bool, squash: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """The first chunk says whether the model returns probabilities or logits."""
+        if self._are_probabilities is None:
+            self._are_probabilities = looks
+        if not self._are_probabilities:
+            return squash(at_least_single(output))
+        if not looks and not output.isnan().any():
+            raise ModelError(
+                "outputs must be probabilities in every sample or in none, and these looked like "
+                "probabilities at first and later did not; return probabilities, or pass call= a "
+                "function that does."
+            )
+        return at_least_single(output)
 
     def standard_error(self) -> Tensor:
         """Standard error of the mean, in the mean's shape."""

@@ -91,12 +91,19 @@ class Survey(TorchDispatchMode):
             self.prefix_work += work
             return output
         self.live_work += work
-        self.reads_values |= func.overloadpacket in _READS_VALUES
+        self.reads_values |= func.overloadpacket in _READS_VALUES or _selects(func, args)
         if not func.is_view:
             self.largest = max(self.largest, *(x.numel() * x.element_size() for x in made), 0)
             if self.largest > self._largest_allowed:
                 raise TooLarge(self.largest)
         return output
+
+
+def _selects(func: OpOverload, args: Any) -> bool:
+    """Whether a boolean mask decides the shape of the result."""
+    if func.overloadpacket not in (aten.index, aten.index_put, aten.index_put_):
+        return False
+    return any(isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in args[1])
 
 
 def _is_recurrent(func: OpOverload) -> bool:
