@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
@@ -40,6 +41,8 @@ _DEFAULTS = (
     "validation_step",
 )
 
+#: How a mean over the epoch is logged, that of all processes.
+_OF_THE_EPOCH: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -161,8 +164,8 @@ class StableMixin(_Base):
             batch: what the dataloader gives, unchanged; a CombinedLoader's dict or list as well.
 
         Returns:
-            A scalar tensor, or a dict with it as ``"loss"``; its other scalars are logged as well.
-            ``None`` skips the batch.
+            A scalar tensor, or a dict with it as ``"loss"``; its other numbers are logged as well
+            (with several processes, the same names on each). ``None`` skips the batch.
 
         Raises:
             ModelError: there is no task to choose by, or ``forward`` returns probabilities.
@@ -233,9 +236,8 @@ class StableMixin(_Base):
             return None
         rows = _rows(batch)
         for name, value in parts.items():
-            value = value.detach()
             self._log(f"train/{name}", value, on_step=True, on_epoch=False, prog_bar=name == "loss")
-            self._log(f"train/{name}_epoch", value, on_step=False, on_epoch=True, batch_size=rows)
+            self._log(f"train/{name}_epoch", value, batch_size=rows, **_OF_THE_EPOCH)
         return parts["loss"]
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
@@ -313,8 +315,7 @@ class StableMixin(_Base):
                 f"{type(self).__name__}.loss must return a scalar tensor, or a dict with one as "
                 f"'loss', got {got}; take the mean over the rows."
             )
-        scalars = {name: torch.as_tensor(part) for name, part in parts.items()}
-        return {"loss": loss, **{n: part for n, part in scalars.items() if part.numel() == 1}}
+        return {"loss": loss, **_numbers(parts)}
 
     @_eager
     def _evaluate(self, stage: str, batch: Any, dataloader_idx: int) -> Tensor | None:
@@ -324,9 +325,8 @@ class StableMixin(_Base):
             return None
         rows = _rows(batch)
         for name, value in parts.items():
-            levels = {"on_step": False, "on_epoch": True, "sync_dist": True}
             prog_bar = stage == "val" and name == "loss"
-            self._log(f"{stage}/{name}", value, batch_size=rows, prog_bar=prog_bar, **levels)
+            self._log(f"{stage}/{name}", value, batch_size=rows, prog_bar=prog_bar, **_OF_THE_EPOCH)
         if self.task is not None:
             inputs, target = self.inputs_and_target(batch)
             if target is not None:
@@ -385,6 +385,12 @@ def _rows(batch: Any) -> int:
     """Rows of the batch's first tensor: the weight of its mean loss in that of the epoch."""
     tensors = (leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim > 0)
     return next((len(tensor) for tensor in tensors), 1)
+
+
+def _numbers(parts: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What can be logged beside the loss, as floats: Lightning takes no mean of whole numbers."""
+    found = {n: torch.as_tensor(p) for n, p in parts.items() if isinstance(p, Tensor | Real)}
+    return {name: part.float() for name, part in found.items() if part.numel() == 1}
 
 
 _SETTING_NAMES = tuple(

@@ -180,6 +180,22 @@ def test_own_loss_may_bring_more_to_log() -> None:
     )
 
 
+def test_what_is_no_number_is_not_logged() -> None:
+    class Talkative(Net):
+        def loss(self, batch: Any) -> Any:
+            rest = {"rows": 16, "rate": 0.5, "names": ["a", "b"], "none": None, "logits": batch[0]}
+            return {"loss": super().loss(batch), **rest}
+
+    run = trainer()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*needs to be floating")
+        run.fit(Talkative(), loader(), loader())
+    assert run.callback_metrics["val/rows"] == 16
+    assert run.callback_metrics["train/rate_epoch"] == 0.5
+    logged = {key.removeprefix("val/") for key in run.callback_metrics if key.startswith("val/")}
+    assert logged == {"loss", "rows", "rate", "accuracy", "f1"}
+
+
 def test_own_loss_does_not_cost_a_second_forward() -> None:
     net = OwnLoss()
     trainer().validate(net, loader(), verbose=False)
@@ -471,6 +487,30 @@ def test_two_processes_agree_on_the_epoch() -> None:
     together = pair.validate(net, loader(class_rows(48)), verbose=False)[0]
     for key, value in alone.items():
         assert together[key] == pytest.approx(value, rel=1e-5), key
+
+
+class Still(OwnLoss):
+    """Trains without moving, so that an epoch can be checked by hand; draws nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.0, optimizer=partial(torch.optim.SGD, lr=0.0))
+
+
+class EarOpen(L.Callback):
+    """Turns the advice to synchronise into an error, in the process where it is given."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        warnings.filterwarnings("error", message=".*sync_dist=True")
+
+
+def test_two_processes_agree_on_the_training_epoch() -> None:
+    net = Still()
+    alone, pair = trainer(), trainer(strategy="ddp_spawn", devices=2, callbacks=[EarOpen()])
+    for run in (alone, pair):
+        run.fit(net, loader(class_rows(48), batch_size=8))
+    for key in ("train/loss_epoch", "train/size_epoch"):
+        mean = alone.callback_metrics[key]
+        assert pair.callback_metrics[key] == pytest.approx(mean.item(), rel=1e-5), key
 
 
 # ---- predictions -------------------------------------------------------------------------------
