@@ -335,12 +335,6 @@ def log_summary(loggers: Loggers, summary: Mapping[str, float | None]) -> bool:
     return bool(takers)
 
 
-def describe_run(loggers: Loggers) -> str | None:
-    """Say in one line where the W&B run lies and how to sync it; ``None`` where there is none."""
-    lines = (logger.location for logger in _each(loggers) if isinstance(logger, RunLogger))
-    return next((line for line in lines if line), None)
-
-
 def finish_run(loggers: Loggers, *, failed: bool = False) -> None:
     """End the W&B run, so that what is logged after it does not belong to it.
 

@@ -21,7 +21,6 @@ from matplotlib.figure import Figure
 from stablelightning.errors import RecipeError
 from stablelightning.report.wandb import (
     RunLogger,
-    describe_run,
     finish_run,
     log_config,
     log_figure,
@@ -129,7 +128,7 @@ def test_without_a_key_every_metric_is_in_the_offline_file(
     assert picture.read_bytes().startswith(b"\x89PNG")
 
     told = [line for line in capsys.readouterr().err.splitlines() if "wandb sync" in line]
-    assert told == [describe_run(training.loggers)]
+    assert told == [training.loggers[0].location]
     assert told[0].startswith("W&B is offline: no API key was found. The run lies in ")
     folder = Path(told[0].rpartition(" ")[2])
     assert list(folder.glob("run-*.wandb"))
@@ -226,7 +225,7 @@ def test_disabled_leaves_nothing(by: str, tmp_path: Path, monkeypatch: pytest.Mo
     trainer(logger, tmp_path).fit(Logs())
     assert log_figure(logger, "a/x", a_figure())
     finish_run(logger)
-    assert describe_run(logger) is None
+    assert logger.location is None
     assert not list(tmp_path.rglob("*.wandb"))
 
 
@@ -368,7 +367,6 @@ def test_no_logger_is_no_error() -> None:
     assert not log_table([], "a/x", [], [])
     assert not log_config(None, {})
     assert not log_summary(None, {})
-    assert describe_run(None) is None
     finish_run(None)
 
 
