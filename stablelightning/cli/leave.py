@@ -1,5 +1,6 @@
 """What a run leaves: numbers, predictions, plots, a table in the terminal, and the same in W&B."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from stablelightning.optional import require
 from stablelightning.report import plots
@@ -56,7 +58,7 @@ def leave_results(
         seconds: how long the run took, until now.
     """
     data = getattr(trainer, "datamodule", None)
-    rows = unknown.estimate.rows if unknown else {}
+    rows = with_dataset_rows(unknown.estimate.rows, data) if unknown else {}
     summary = build_summary(
         trainer.callback_metrics,
         unknown.estimate.results if unknown else {},
@@ -74,6 +76,19 @@ def leave_results(
     print()
     print_summary(summary, title=folder.name)
     print(f"Results: {folder}", flush=True)
+
+
+def with_dataset_rows(rows: Rows, data: Any) -> Rows:
+    """Say beside the index, which counts the test examples, which row of the data each one is.
+
+    Args:
+        rows: ``EstimateUncertainty.rows``, or what was predicted of the test set.
+        data: a data module; one with ``test_rows`` knows.
+    """
+    places = getattr(data, "test_rows", None)
+    if not rows or not isinstance(places, Tensor) or len(places) <= int(rows["index"].max()):
+        return rows
+    return {"index": rows["index"], "row": places[rows["index"]], **rows}
 
 
 def _figures(rows: Rows, unknown: dict[str, Rows], data: Any) -> Iterator[tuple[str, "Figure"]]:
@@ -112,16 +127,23 @@ def _images(data: Any, index: Tensor) -> Tensor | None:
     """Test inputs by their index, ``(n, channels, height, width)``; ``None`` if they are no images.
 
     Rows of pixels are images too where the data module says how many ``in_channels`` they have.
+    Whose data module it may be: a run that has trained must not end at its pictures.
     """
     channels = getattr(data, "in_channels", None)
-    if channels is None or not hasattr(data, "test_dataloader"):
+    if channels not in (1, 3) or not hasattr(data, "test_dataloader"):
         return None
-    dataset = data.test_dataloader().dataset
-    inputs = torch.stack([dataset[int(i)][0] for i in index])
-    if inputs.ndim == 2:
-        side = round((inputs.shape[1] / channels) ** 0.5)
-        inputs = inputs.view(len(inputs), channels, side, side)
-    return inputs
+    dataset: Any = getattr(data.test_dataloader(), "dataset", None)
+    if not hasattr(dataset, "__getitem__") or isinstance(dataset, IterableDataset):
+        return None
+    examples = [dataset[int(i)] for i in index]
+    inputs = [e[0] for e in examples if isinstance(e, tuple | list) and isinstance(e[0], Tensor)]
+    if len(inputs) < len(index) or len({image.shape for image in inputs}) != 1:
+        return None
+    stacked = torch.stack(inputs)
+    side = math.isqrt(stacked[0].numel() // channels)
+    if stacked.ndim == 2 and channels * side**2 == stacked.shape[1]:
+        stacked = stacked.view(len(stacked), channels, side, side)
+    return stacked if stacked.ndim == 4 and stacked.shape[1] == channels else None
 
 
 def _log_examples(trainer: L.Trainer, rows: Rows) -> None:

@@ -67,6 +67,7 @@ def main(arguments: list[str]) -> int:
 def _predict(
     config: Path, checkpoint: Path, output: Path, overrides: list[str], *, weights_only: bool
 ) -> None:
+    from stablelightning.cli.leave import with_dataset_rows
     from stablelightning.cli.lightning import StableCLI, checkpoint_errors
     from stablelightning.cli.quiet import quiet
     from stablelightning.report.summary import write_predictions
@@ -84,6 +85,8 @@ def _predict(
             weights_only=weights_only,
         )
     rows = rows_of(predictions)
+    if getattr(cli.datamodule, "predict_path", None) is None:  # the test set, then
+        rows = with_dataset_rows(rows, cli.datamodule)
     write_predictions(output.parent, rows, name=output.name)
 
 

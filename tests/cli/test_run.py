@@ -72,6 +72,13 @@ def test_predictions_have_one_row_per_test_input(folder, summary):
     assert accuracy == pytest.approx(summary["uncertainty/accuracy_mc"])
 
 
+def test_predictions_say_which_row_of_the_data_each_one_is(folder):
+    digits = pytest.importorskip("sklearn.datasets").load_digits().target
+    table = pandas.read_parquet(folder / "predictions.parquet")
+    assert table["row"].is_unique
+    assert list(digits[table["row"]]) == list(table["target"])  # 8 and 9 are held out
+
+
 def test_plots_are_images(folder):
     plots = {path.stem: path.read_bytes() for path in (folder / "plots").glob("*.png")}
     assert set(plots) == {"reliability", "out_of_distribution", "most_uncertain"}
@@ -122,6 +129,7 @@ def test_predict_takes_config_and_checkpoint_from_the_folder(folder, in_process)
     again = pandas.read_parquet("new.parquet")
     table = pandas.read_parquet(folder / "predictions.parquet")
     assert list(again["index"]) == list(table["index"])
+    assert list(again["row"]) == list(table["row"])
     assert (again["prediction"] == table["prediction"]).mean() > 0.9  # other random numbers
 
 
