@@ -168,6 +168,13 @@ def _check_header(header: str, file: Path) -> str:
     """Return the separator of a CSV's first line, whose names pandas would make unique silently."""
     separator = max(",;\t", key=header.count)
     names = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
+    if "" in names:
+        # pandas would call it "Unnamed: 0", and the number of a row would be an input.
+        raise DataError(
+            f"every column must have a name, got none for column {names.index('') + 1} of "
+            f"{len(names)} in {file}; name it (and list it in ignore where it only counts the "
+            "rows, as pandas' index does)."
+        )
     _check_unique(names, file)
     return separator
 
