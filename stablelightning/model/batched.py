@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from stablelightning.functional.dropout import attention_with_dropout, dropout_from_integers
 from stablelightning.model.generators import undisturbed_generators
-from stablelightning.model.survey import Survey
+from stablelightning.model.survey import Survey, TooLarge
 
 #: Factories of uninitialised memory: what is then filled in place by a draw must have the axis.
 _EMPTY = frozenset({torch.empty, torch.empty_like, torch.Tensor.new_empty})
@@ -179,9 +179,9 @@ def vmapped(run: Callable[[], Any], marker: Tensor, *, out_of_place: bool = Fals
 
     try:
         tensors = iter(torch.vmap(one, randomness="different")(marker))
-    except CannotBatch:
+    except (CannotBatch, TooLarge):
         raise
-    except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
+    except Exception as error:  # vmap's, or of a forward that checks shapes by hand
         raise CannotBatch(_first_line(error)) from error
     leaves = [
         next(tensors) if other is _TENSOR else _spread(other, len(marker)) for other in others

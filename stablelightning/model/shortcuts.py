@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from stablelightning.model.modules import replaced_forwards
-from stablelightning.model.tape import CannotReplay, Given, Made
+from stablelightning.model.tape import CannotReplay, Given, Made, Tape
 from stablelightning.model.trust import is_trusted
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 #: Where a weight is registered, its name, the tensor, its version and address.
 _Weight = tuple[dict[str, Any], str, Tensor | None, int, int]
 
-#: The attributes of a module, and what they were; of its children likewise.
-_Attributes = tuple[dict[str, Any], dict[str, Any]]
+#: The attributes of a module (or its children), what they were, and the identities of these.
+_Attributes = tuple[dict[str, Any], list[Any], list[int]]
 
 
 @dataclass(slots=True)
@@ -89,7 +89,7 @@ class Shortcuts:
                 start = len(recorder.tape.operations)
                 try:
                     with _unwatched():
-                        given = tree_map(recorder.tape.describe_leaf, (args, kwargs))
+                        given = _described(recorder.tape, (args, kwargs))
                 except CannotReplay:
                     return forward(*args, **kwargs)
                 output = forward(*args, **kwargs)
@@ -119,7 +119,7 @@ class Shortcuts:
                             player.agree(call.args, args)
                             and player.agree(call.kwargs, kwargs)
                             and _untouched(call.weights)
-                            and all(_unchanged(*pair) for pair in call.attributes)
+                            and all(_unchanged(table, ids) for table, _, ids in call.attributes)
                         ):
                             player.position = call.end
                             return _answer(call, args)
@@ -157,6 +157,24 @@ class Shortcuts:
         )
 
 
+_PLAIN = (bool, int, float, str, type(None), Tensor)
+
+
+def _described(tape: Tape, given: Any) -> Any:
+    """What a call was given, on tape.
+
+    Raises:
+        CannotReplay: it was given something else than tensors, plain values and containers of them.
+    """
+    if type(given) in (tuple, list):
+        return type(given)(_described(tape, item) for item in given)
+    if type(given) is dict:
+        return {key: _described(tape, item) for key, item in given.items()}
+    if not isinstance(given, _PLAIN):
+        raise CannotReplay(f"a module is given a {type(given).__name__}")
+    return tape.describe_leaf(given)
+
+
 @dataclass(frozen=True, slots=True)
 class _Argument:
     """An output that is one of the arguments, written in place."""
@@ -177,27 +195,48 @@ def _answer(call: _Call, args: Any) -> Any:
     return leaves[0] if call.spec.is_leaf() else tree_unflatten(leaves, call.spec)
 
 
+#: Instead of a version, for tensors that keep none.
+_NO_VERSION = -1
+
+
 def _weights(module: nn.Module) -> list[_Weight]:
-    found = []
+    found: list[_Weight] = []
     for owner in module.modules():
         for table in (owner._parameters, owner._buffers):
             for name, tensor in table.items():
-                state = (0, 0) if tensor is None else _state(tensor)
-                found.append((table, name, tensor, *state))
+                if tensor is None:
+                    found.append((table, name, None, _NO_VERSION, 0))
+                else:
+                    version = _NO_VERSION if tensor.is_inference() else tensor._version
+                    found.append((table, name, tensor, version, tensor.data_ptr()))
     return found
-
-
-def _state(tensor: Tensor) -> tuple[int, int]:
-    return 0 if tensor.is_inference() else tensor._version, tensor.data_ptr()
 
 
 def _untouched(weights: list[_Weight]) -> bool:
     for table, name, tensor, version, pointer in weights:
         if table.get(name) is not tensor:
             return False
-        if tensor is not None and _state(tensor) != (version, pointer):
+        if tensor is not None and (
+            tensor.data_ptr() != pointer or (version != _NO_VERSION and tensor._version != version)
+        ):
             return False
     return True
+
+
+def _attributes(module: nn.Module) -> list[_Attributes]:
+    found: list[_Attributes] = []
+    for owner in module.modules():
+        for table in (vars(owner), owner._modules):
+            values = [v for k, v in table.items() if k != "forward"]
+            found.append((table, values, list(map(id, values))))
+    return found
+
+
+def _unchanged(table: dict[str, Any], ids: list[int]) -> bool:
+    now = list(map(id, table.values()))
+    if "forward" in table:  # the one that answers here; what is put in last stands last
+        now.pop()
+    return now == ids
 
 
 @contextmanager
@@ -205,17 +244,3 @@ def _unwatched() -> Iterator[None]:
     """Look at tensors without the watching modes seeing it."""
     with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
         yield
-
-
-def _attributes(module: nn.Module) -> list[_Attributes]:
-    found: list[_Attributes] = []
-    for owner in module.modules():
-        for table in (vars(owner), owner._modules):
-            found.append((table, {k: v for k, v in table.items() if k != "forward"}))
-    return found
-
-
-def _unchanged(table: dict[str, Any], before: dict[str, Any]) -> bool:
-    if len(table) - ("forward" in table) != len(before):
-        return False
-    return all(table.get(name, before) is value for name, value in before.items())
