@@ -12,13 +12,32 @@ _SHAPES = re.compile(r"size mismatch for ([\w.]+): .*?\[([\d, ]*)\].*?\[([\d, ]*
 _MISSING = re.compile(r"Missing key\(s\) in state_dict: \"([^\"]+)\"")
 _UNEXPECTED = re.compile(r"Unexpected key\(s\) in state_dict: \"([^\"]+)\"")
 
+#: How torch says that a network and its data do not fit, and what that means in a recipe.
+_MISFITS = (
+    (
+        re.compile(r"mat1 and mat2 shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)"),
+        "a network must take as many features as it is given, got rows of {0} for a layer of {1}; "
+        "set its width, such as --model.network.in_features={0}",
+    ),
+    (
+        re.compile(r"to have (\d+) channels, but got (\d+) channels"),
+        "a network must take as many channels as its images have, got {1} for a layer of {0}; "
+        "set --model.network.in_channels={1}",
+    ),
+    (
+        re.compile(r"Target (\d+) is out of bounds"),
+        "a network must have an output for every class, got the class {0} (counted from 0) and not "
+        "as many outputs; set --model.network.out_features",
+    ),
+)
+
 
 def one_line(error: BaseException) -> tuple[str, int]:
     """What went wrong as rule, what was received and remedy in one line, and the exit status.
 
     Errors that are not ours are rewritten where their cause is known (a file that is missing, a
-    checkpoint of another model, a setting that Lightning refuses). Anything else is unexpected: its
-    own first line, and where to see more.
+    checkpoint of another model, a setting that Lightning refuses, a network of another width than
+    its data). Anything else is unexpected: its own first line, and where to see more.
 
     Example:
         >>> line, status = one_line(FileNotFoundError(2, "No such file or directory", "data.csv"))
@@ -36,6 +55,9 @@ def one_line(error: BaseException) -> tuple[str, int]:
         return f"Lightning refuses these settings: {text}", MEND
     if isinstance(error, ModuleNotFoundError):
         return f"{text}; install it, or start from the folder where it lies.", MEND
+    for misfit, told in _MISFITS:
+        if found := misfit.search(text):
+            return f"{told.format(*found.groups())} (--debug shows where it was).", MEND
     return (
         f"unexpected {type(error).__name__}: {text} "
         "(run it again with --debug to see the whole traceback)"

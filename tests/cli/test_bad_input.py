@@ -114,10 +114,14 @@ def test_a_bad_table(in_process, capsys, content, said):
 
 def test_a_table_of_another_width_leaves_no_folder(in_process, capsys):
     Path("table.csv").write_text("a,b,target\n" + ROWS)
-    status = in_process("run", "diabetes", "--data.path=table.csv")
-    assert status == 1
-    assert "--debug" in capsys.readouterr().err
+    assert in_process("run", "diabetes", "--data.path=table.csv") == 2
+    assert "set its width, such as --model.network.in_features=2" in capsys.readouterr().err
     assert [path.name for path in Path.cwd().iterdir()] == ["table.csv"]
+
+
+def test_a_class_without_an_output_is_told(in_process, capsys):
+    assert in_process("run", "digits", "--data.held_out=[]", "--trainer.max_epochs=1") == 2
+    assert "set --model.network.out_features" in capsys.readouterr().err
 
 
 def test_a_model_with_nothing_to_sample_is_refused_before_training(in_process, capsys):

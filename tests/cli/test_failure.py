@@ -48,6 +48,33 @@ def test_what_lightning_refuses_can_be_mended():
     assert line == "Lightning refuses these settings: no such accelerator"
 
 
+X = torch.zeros(4, 3)
+MISFITS = [
+    (lambda: torch.nn.Linear(5, 2)(X), "got rows of 3 for a layer of 5; set", "in_features=3"),
+    (
+        lambda: torch.nn.Conv2d(1, 2, 3)(torch.zeros(4, 3, 8, 8)),
+        "got 3 for a layer of 1; set",
+        "in_channels=3",
+    ),
+    (
+        lambda: torch.nn.functional.cross_entropy(X, torch.full((4,), 3)),
+        "got the class 3 (counted from 0)",
+        "out_features",
+    ),
+]
+
+
+@pytest.mark.parametrize(("misfit", "received", "remedy"), MISFITS)
+def test_a_network_that_does_not_fit_its_data_can_be_mended(misfit, received, remedy):
+    with pytest.raises((RuntimeError, IndexError)) as caught:
+        misfit()
+    line, status = one_line(caught.value)
+    assert status == MEND
+    assert received in line
+    assert f"--model.network.{remedy}" in line
+    assert "--debug" in line
+
+
 def test_the_unexpected_is_status_one_and_points_to_debug():
     line, status = one_line(KeyError("x"))
     assert status == BROKEN
