@@ -317,3 +317,17 @@ class Graph(OneDropout):
 
     def between(self, x: Tensor) -> Tensor:
         return torch.sparse.mm(self.neighbours, x).relu()
+
+
+class Ragged(nn.Module):
+    """Steps of different number, packed on the way into a recurrent prefix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent, self.drop = nn.LSTM(4, 8, batch_first=True), nn.Dropout(0.3)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+        y, _ = nn.utils.rnn.pad_packed_sequence(self.recurrent(packed)[0], batch_first=True)
+        return self.head(self.drop(y).mean(1))

@@ -1,5 +1,6 @@
 """sample_predictions: settings, refusals, structures in and out, chunks."""
 
+from collections import UserDict
 from typing import Any, NamedTuple
 
 import pytest
@@ -49,6 +50,13 @@ def test_any_number_of_samples(engine: str, samples: int) -> None:
     found = sl.sample_predictions(small(), torch.randn(3, 8), samples=samples, engine=engine)
     assert found.shape == (samples, 3, 4)
     assert len(found.flatten(1).unique(dim=0)) == samples
+
+
+@pytest.mark.parametrize("model", [lambda x: x, nn.Linear, None, "resnet18"])
+@pytest.mark.parametrize("verb", [sl.sample_predictions, sl.mc_dropout])
+def test_a_model_must_be_a_module(verb: Any, model: Any) -> None:
+    with pytest.raises(ModelError, match="Module"):
+        verb(model, torch.randn(3, 8), samples=3)
 
 
 # ---- nothing random ----------------------------------------------------------------------------
@@ -135,6 +143,7 @@ def test_inputs_are_splatted_by_their_kind(engine: str) -> None:
     torch.testing.assert_close(top((x, x)), 2 * x)
     torch.testing.assert_close(top([x, 3.0]), x + 3)
     torch.testing.assert_close(top({"a": x, "c": x, "b": 1.0}), 2 * x + 1)
+    torch.testing.assert_close(top(UserDict(a=x, b=2.0)), x + 2)
 
 
 class Tokens(nn.Module):

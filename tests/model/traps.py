@@ -304,3 +304,25 @@ class Switched(OneDropout):
     def forward(self, x: Tensor, mixes: bool = False) -> Tensor:
         y = super().forward(x)
         return y + y.mean(0) if self.mixes or mixes else y
+
+
+class Asserts(OneDropout):
+    """Insists, with another error than torch's, on what no batch of samples can give."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        assert not torch._C._functorch.is_batchedtensor(y)
+        return y
+
+
+class ReadsDropped(OneDropout):
+    """Goes on with what its dropout has written into, not with what it returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x)
+        self.drop(h)
+        return h * 2
