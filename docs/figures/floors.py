@@ -12,6 +12,8 @@ _SAYS = {
     "cli": "the command",
     "module": "any network as a LightningModule",
     "mixin": "what needs self",
+    "hyperparameters": "what is kept",
+    "inheritance": "checked bases",
     "callbacks": "when",
     "data": "LightningDataModules",
     "report": "numbers, plots, W&B",
@@ -27,10 +29,7 @@ def floors() -> list[list[str]]:
     """The layers from the top, each with the packages that share it."""
     tool = tomllib.loads(_PYPROJECT.read_text(encoding="utf-8"))["tool"]["importlinter"]
     (contract,) = (c for c in tool["contracts"] if c["type"] == "layers")
-    return [
-        [name.strip().removeprefix("stablelightning.") for name in layer.split("|")]
-        for layer in contract["layers"]
-    ]
+    return [[name.strip() for name in layer.split("|")] for layer in contract["layers"]]
 
 
 def draw() -> Figure:
