@@ -281,6 +281,12 @@ CASES = [
         own_state=("calls", "negative_slope"),
     ),
     Case(
+        "alternates_weights",
+        lambda: rows(traps.AlternatesWeights()),
+        falls_back=_ANOTHER,
+        own_state=("calls", "weight"),
+    ),
+    Case(
         "swaps_child",
         lambda: rows(traps.SwapsChild()),
         falls_back=_ANOTHER,

@@ -52,7 +52,8 @@ class Snapshot:
         }
 
     def state(self) -> list[Tensor]:
-        named = [*self.model.named_parameters(), *self.model.named_buffers()]
+        every = {"remove_duplicate": False}
+        named = [*self.model.named_parameters(**every), *self.model.named_buffers(**every)]
         kept = [x for name, x in named if name.rpartition(".")[2] not in self.except_for]
         return [x.to_dense() if x.is_sparse else x for x in kept]
 

@@ -22,6 +22,7 @@ SAMPLES = 400
 
 #: Each pass differs from the one before by more than its draws.
 CHANGING = {
+    "alternates_weights",
     "counts_calls",
     "turns_knob",
     "swaps_child",
@@ -187,7 +188,13 @@ def test_masks_of_every_element_are_independent() -> None:
         assert both.abs() < 5 / math.sqrt(elements)
 
 
-@each([case for case in CASES if case.name in ("turns_knob", "counts_calls", "swaps_child")])
+@each(
+    [
+        case
+        for case in CASES
+        if case.name in ("turns_knob", "alternates_weights", "counts_calls", "swaps_child")
+    ]
+)
 def test_auto_falls_back_to_the_loop_to_the_bit(case: Case) -> None:
     expected = sampled(case, "loop", 12, seed=3)
     assert torch.equal(sampled(case, "auto", 12, seed=3), expected)

@@ -122,6 +122,19 @@ class SwapsWeights(nn.Module):
         return self.drop(self.body(x))
 
 
+class AlternatesWeights(OneDropout):
+    """Gives its layer another weight on every other call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.choices = nn.ParameterList([torch.randn(4, 8), torch.randn(4, 8)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.body.weight = self.choices[self.calls % 2]
+        return super().forward(x)
+
+
 class WritesBuffer(OneDropout):
     """Counts its calls in a buffer, training or not, without using it."""
 
