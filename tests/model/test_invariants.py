@@ -28,7 +28,7 @@ class Snapshot:
 
     def __init__(self, model: nn.Module, inputs: Any, *, except_for: tuple[str, ...] = ()) -> None:
         self.model, self.inputs, self.except_for = model, inputs, except_for
-        self.modules = list(model.modules())
+        self.modules, self.parameters = list(model.modules()), list(model.parameters())
         self.before = self.look()
 
     def look(self) -> dict[str, Any]:
@@ -36,8 +36,8 @@ class Snapshot:
             "flags": [module.training for module in self.modules],
             "attributes": [self.attributes(module) for module in self.modules],
             "values": [x.clone() for x in self.state()],
-            "gradients": [x.grad for x in self.model.parameters()],
-            "needs": [x.requires_grad for x in self.model.parameters()],
+            "gradients": [x.grad for x in self.parameters],
+            "needs": [x.requires_grad for x in self.parameters],
             "inputs": [x.clone() for x in tensors(self.inputs)],
             "process": (
                 torch.backends.mha.get_fastpath_enabled(),
