@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from stablelightning.model.batched import CannotBatch, count_rows, rows_are_independent, vmapped
+from stablelightning.model.batched import CannotBatch, vmapped
 from stablelightning.model.engines import Sampled
 from stablelightning.model.footprint import Footprint
 from stablelightning.model.generators import (
@@ -22,6 +22,7 @@ from stablelightning.model.plan import (
     largest_for,
     overhead_dominates,
 )
+from stablelightning.model.rows import count_rows, rows_are_independent
 from stablelightning.model.survey import Survey, TooLarge
 
 

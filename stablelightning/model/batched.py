@@ -2,8 +2,7 @@
 
 ``vmap`` gives the pass an axis that no tensor has until the first random draw, so that the prefix
 is paid once and the rest runs as one batch; what a sample means is untouched, whatever the model
-does with its own batch axis. ``repeat`` repeats the rows of the input, which is faster for small
-models and right only where rows do not influence each other: that is checked beforehand.
+does with its own batch axis.
 """
 
 from collections.abc import Callable
@@ -14,11 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from stablelightning.functional.dropout import attention_with_dropout, dropout_from_integers
-from stablelightning.model.generators import undisturbed_generators
-from stablelightning.model.survey import Survey, TooLarge
+from stablelightning.model.survey import TooLarge
 
 #: Factories of uninitialised memory: what is then filled in place by a draw must have the axis.
 _EMPTY = frozenset({torch.empty, torch.empty_like, torch.Tensor.new_empty})
@@ -197,156 +195,3 @@ def _spread(leaf: Any, number: int) -> Any:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-# ---- repeat ------------------------------------------------------------------------------------
-
-
-def repeated(call: Callable[[Any], Any], inputs: Any, number: int, *, rows: int) -> Any:
-    """``number`` samples by one pass over ``number`` copies of every row.
-
-    Args:
-        call: runs the model on inputs.
-        inputs: pytree whose tensors with ``rows`` rows are repeated.
-        number: samples.
-        rows: rows N of a batch.
-
-    Returns:
-        Outputs ``(number, rows, ...)``.
-
-    Raises:
-        CannotBatch: an output does not have one row per input row.
-    """
-    output = call(_times(inputs, number, rows))
-
-    def split(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.shape[0] != number * rows:
-            raise CannotBatch("an output does not have one row per input row")
-        return (
-            leaf.view(number, rows, *leaf.shape[1:])
-            if leaf.is_contiguous()
-            else leaf.reshape(number, rows, *leaf.shape[1:])
-        )
-
-    return split(output) if isinstance(output, Tensor) else tree_map(split, output)
-
-
-def count_rows(leaves: list[Any]) -> int:
-    """Rows of the first tensor among the leaves of the inputs, 0 if there is none."""
-    first = next((x for x in leaves if isinstance(x, Tensor) and x.ndim), None)
-    return 0 if first is None else int(first.shape[0])
-
-
-def _times(inputs: Any, number: int, rows: int) -> Any:
-    def times(leaf: Any) -> Any:
-        if not _is_rows(leaf, rows):
-            return leaf
-        many = leaf.unsqueeze(0).expand(number, *leaf.shape)
-        return many.reshape(number * rows, *leaf.shape[1:])  # Tensor.repeat costs five times this
-
-    args, kwargs = inputs
-    if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-        return (times(args[0]),), kwargs
-    return tree_map(times, inputs)
-
-
-#: How far a row's output may move when other rows join its batch: kernels for other sizes round
-#: differently, a row that is really influenced moves by far more.
-_ROUNDING = 1e-3
-
-
-def rows_are_independent(
-    call: Callable[[Any], Any], steady: Callable[[Any], Any], inputs: Any
-) -> bool:
-    """Whether each row's result depends on that row alone, draws included.
-
-    The deterministic model is run on the rows, on other rows, and on both together in either order.
-    The sampled model must draw twice as much for twice the rows, must not let Python look at
-    values, and must keep the NaN of other rows out of a row.
-
-    Args:
-        call: runs the model with its dropout live.
-        steady: runs it in eval.
-        inputs: ``(args, kwargs)``.
-    """
-    rows = count_rows(tree_leaves(inputs))
-    if rows == 0:
-        return False
-    try:
-        return (
-            _steady_rows_agree(steady, inputs, rows)
-            and _draws_are_per_row(call, inputs, rows)
-            and _poison_stays(call, inputs, rows)
-        )
-    except Exception:  # whatever the model says to rows that it does not expect
-        return False
-
-
-def _steady_rows_agree(steady: Callable[[Any], Any], inputs: Any, rows: int) -> bool:
-    others = tree_map(lambda x: _other_rows(x, rows), inputs)
-    alone = _rowwise(steady(inputs), rows)
-    behind = _rowwise(steady(_join(others, inputs, rows)), 2 * rows)
-    before = _rowwise(steady(_join(inputs, others, rows)), 2 * rows)
-    return all(
-        _close(a, b[rows:]) and _close(a, c[:rows])
-        for a, b, c in zip(alone, behind, before, strict=True)
-    )
-
-
-def _draws_are_per_row(call: Callable[[Any], Any], inputs: Any, rows: int) -> bool:
-    surveys = []
-    for number in (1, 2):
-        with undisturbed_generators(), Survey() as survey:
-            call(_times(inputs, number, rows))
-        surveys.append(survey)
-    if any(survey.reads_values for survey in surveys):
-        return False  # a branch would be taken for all rows and samples at once
-    return bool(surveys[1].drawn == 2 * surveys[0].drawn)
-
-
-def _poison_stays(call: Callable[[Any], Any], inputs: Any, rows: int) -> bool:
-    poison = tree_map(
-        lambda x: x.new_full(x.shape, float("nan")) if _is_rows(x, rows, real=True) else x, inputs
-    )
-    with undisturbed_generators():
-        alone = _rowwise(call(inputs), rows)
-        before = _rowwise(call(_join(inputs, poison, rows)), 2 * rows)
-        behind = _rowwise(call(_join(poison, inputs, rows)), 2 * rows)
-    return not any(
-        ((b[:rows].isnan() | c[rows:].isnan()) & ~a.isnan()).any()
-        for a, b, c in zip(alone, before, behind, strict=True)
-    )
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    a, b = a.float(), b.float()
-    scale = float(a.nan_to_num(0, 0, 0).abs().mean())
-    return torch.allclose(a, b, rtol=_ROUNDING, atol=_ROUNDING * scale, equal_nan=True)
-
-
-def _is_rows(leaf: Any, rows: int, *, real: bool = False) -> bool:
-    if not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.shape[0] != rows:
-        return False
-    return leaf.is_floating_point() or not real
-
-
-def _rowwise(output: Any, rows: int) -> list[Tensor]:
-    leaves = tree_leaves(output)
-    if any(not isinstance(x, Tensor) or x.ndim == 0 or x.shape[0] != rows for x in leaves):
-        raise CannotBatch("an output does not have one row per input row")
-    return leaves
-
-
-def _join(first: Any, second: Any, rows: int) -> Any:
-    def join(a: Any, b: Any) -> Any:
-        return torch.cat([a, b]) if _is_rows(a, rows) else a
-
-    return tree_map(join, first, second)
-
-
-def _other_rows(leaf: Any, rows: int) -> Any:
-    """Plausible rows that differ from the given ones: mirrored, and for numbers also stretched."""
-    if not _is_rows(leaf, rows):
-        return leaf
-    mirrored = leaf.flip(-1) if leaf.ndim > 1 else leaf.flip(0)
-    return mirrored * 1.5 + 0.25 if leaf.is_floating_point() else mirrored

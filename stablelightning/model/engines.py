@@ -9,15 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from stablelightning.model.batched import (
-    CannotBatch,
-    CheapDropout,
-    count_rows,
-    repeated,
-    vmapped,
-)
+from stablelightning.model.batched import CannotBatch, CheapDropout, vmapped
 from stablelightning.model.collect import detached_copies, stack_outputs
 from stablelightning.model.replay import Replay
+from stablelightning.model.rows import count_rows, repeated
 from stablelightning.model.stochastic import StochasticModules
 
 #: Samples drawn one by one are handed on in stacks of this many: enough to spread the cost of the

@@ -2,7 +2,7 @@
 
 import warnings
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from stablelightning.errors import (
     DataError,
     EngineError,
+    ModelError,
     NothingRandomError,
     RecipeError,
     StableLightningWarning,
@@ -198,9 +199,16 @@ def _stream(
     model: nn.Module, inputs: Any, samples: int, seed: int | None, settings: _Settings
 ) -> Generator[tuple[Any, str]]:
     """Yield ``(chunk, engine)``; a chunk of ``None`` says: forget what came before."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"model must be an nn.Module, got {getattr(model, '__name__', type(model).__name__)}; "
+            "pass the module, and call= the function to sample."
+        )
     # Out of the caller's inference mode: a cache that the model builds must stay trainable.
     with torch.inference_mode(False), torch.no_grad():
         sampled = Sampled(model, settings.call or model, _arguments(inputs))
+        if any(isinstance(x, Tensor) and x.ndim and len(x) == 0 for x in sampled.leaves):
+            raise DataError("inputs must have at least one row, got none; skip empty batches.")
         sampled.found = stochastic_modules(model, sampled.run, also=settings.also)
         seeded = nullcontext() if seed is None else preserved_generators(seed)
         with seeded, sampling_mode(sampled.found):
@@ -318,11 +326,12 @@ def _check(name: str, value: int) -> None:
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Tensor):
         return ((inputs.clone() if inputs.is_inference() else inputs),), {}
+    inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
     inputs = tree_map(
         lambda x: x.clone() if isinstance(x, Tensor) and x.is_inference() else x, inputs
     )
-    if isinstance(inputs, dict):
-        return (), inputs
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
     if isinstance(inputs, tuple | list):
         return tuple(inputs), {}
     return (inputs,), {}

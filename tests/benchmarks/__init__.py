@@ -1,1 +1,1 @@
-"""Measurements. Each prints a table and writes --json; none is a test, and no test asserts a time."""
+"""Measurements: each prints a table and writes --json. None is a test; no test asserts a time."""

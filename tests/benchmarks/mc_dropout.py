@@ -155,31 +155,50 @@ def show(results: list[dict[str, Any]]) -> None:
             print(f"{what[:86]:86}{bound['measured']:8.3f}{asked:>10}{'' if met else '   MISSED'}")
 
 
+def write(
+    file: Path | None,
+    device: torch.device,
+    results: list[dict[str, Any]],
+    peaks: list[dict[str, Any]],
+) -> None:
+    """Write what is measured so far."""
+    if file is None:
+        return
+    machine = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    }
+    payload = {"machine": machine, "samples": SAMPLES, "results": results, "memory": peaks}
+    file.write_text(json.dumps(payload, indent=2))
+
+
 def main() -> None:
     """Measure, print, and write --json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", nargs="*", choices=sorted(CASES), default=list(CASES))
-    parser.add_argument("--seconds", type=float, default=60.0, help="per case")
+    parser.add_argument("--seconds", type=float, default=30.0, help="per case")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     device = torch.device(arguments.device)
-    results = [measure(key, device, arguments.seconds) for key in arguments.only]
+    results: list[dict[str, Any]] = []
+    peaks: list[dict[str, Any]] = []
+    for key in arguments.only:
+        results.append(measure(key, device, arguments.seconds))
+        print(key, results[-1]["to one pass"], file=sys.stderr, flush=True)
+        write(arguments.json, device, results, peaks)
     show(results)
-    peaks = []
     if device.type == "cpu":
         peaks = memory([k for k in ("resnet18-96", "every-block") if k in arguments.only])
         for row in peaks:
-            print(f"peak memory {row['case']:14} 8 samples {row['8 samples']:7.0f} MiB, "
-                  f"512 samples {row['512 samples']:7.0f} MiB, ratio {row['ratio']:.3f}")  # fmt: skip
-    if arguments.json:
-        machine = {"torch": torch.__version__, "threads": torch.get_num_threads(),
-                   "platform": platform.platform(), "device": str(device)}  # fmt: skip
-        if device.type == "cuda":
-            machine["gpu"] = torch.cuda.get_device_name(device)
-        payload = {"machine": machine, "samples": SAMPLES, "results": results, "memory": peaks}
-        arguments.json.write_text(json.dumps(payload, indent=2))
+            print(
+                f"peak memory {row['case']:14} 8 samples {row['8 samples']:7.0f} MiB, "
+                f"512 samples {row['512 samples']:7.0f} MiB, ratio {row['ratio']:.3f}"
+            )
+    write(arguments.json, device, results, peaks)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,11 @@ def dropout_on(model: nn.Module) -> nn.Module:
     """Eval, with every dropout live: what a hand-written loop does first."""
     model.eval()
     for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd) or "Drop" in type(module).__name__:
+        named = isinstance(module, nn.modules.dropout._DropoutNd) or "Drop" in type(module).__name__
+        fused = isinstance(module, nn.RNNBase | nn.MultiheadAttention) and module.dropout > 0
+        timm_attention = getattr(getattr(module, "attn_drop", None), "p", 0) > 0
+        if named or fused or timm_attention:
             module.train()
-        elif isinstance(module, nn.RNNBase | nn.MultiheadAttention) and module.dropout:
-            module.train()
-        elif getattr(getattr(module, "attn_drop", None), "p", 0):
-            module.train()  # timm's attention reads its own flag
     return model
 
 
