@@ -42,7 +42,7 @@ class _Call:
 
 
 def trusted_modules(model: nn.Module) -> list[nn.Module]:
-    """Modules of ``model`` that may be skipped as a whole."""
+    """Modules of ``model`` that may be skipped as a whole: nothing inside them is live."""
     trusted: dict[nn.Module, bool] = {}
 
     def visit(module: nn.Module) -> bool:
@@ -59,6 +59,7 @@ def trusted_modules(model: nn.Module) -> list[nn.Module]:
 def _is_plain(module: nn.Module) -> bool:
     return (
         is_trusted(module)
+        and not module.training
         and "forward" not in vars(module)
         and not module._forward_hooks
         and not module._forward_pre_hooks
@@ -75,6 +76,7 @@ class Shortcuts:
     def __init__(self, model: nn.Module) -> None:
         self._modules = trusted_modules(model)
         self._calls: dict[tuple[int, int], _Call] = {}
+        self._inside = False
 
     @contextmanager
     def recorded(self, recorder: "Recorder") -> Iterator[None]:
@@ -84,7 +86,7 @@ class Shortcuts:
             forward = module.forward
 
             def noted(*args: Any, **kwargs: Any) -> Any:
-                if recorder.finished or torch.is_grad_enabled():
+                if self._inside or recorder.finished or torch.is_grad_enabled():
                     return forward(*args, **kwargs)
                 start = len(recorder.tape.operations)
                 try:
@@ -92,7 +94,11 @@ class Shortcuts:
                         given = _described(recorder.tape, (args, kwargs))
                 except CannotReplay:
                     return forward(*args, **kwargs)
-                output = forward(*args, **kwargs)
+                self._inside = True
+                try:
+                    output = forward(*args, **kwargs)
+                finally:
+                    self._inside = False
                 if not recorder.finished:
                     with _unwatched():
                         self._note(module, start, recorder, given, args, output)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from stablelightning.model.trace import storage_key
 
@@ -131,9 +131,7 @@ class Tape:
         Raises:
             CannotReplay: an argument cannot be put on tape.
         """
-        return Operation(
-            op, tree_map(self.describe_leaf, args), tree_map(self.describe_leaf, kwargs)
-        )
+        return Operation(op, self.describe_tree(args), self.describe_tree(kwargs))
 
     def add(self, operation: Operation, args: tuple[Any, ...], output: Any) -> None:
         """Record a call that has run.
@@ -246,6 +244,16 @@ class Tape:
         for key, whole in kept.items():
             self.alive[key].copy_(whole)
 
+    def describe_tree(self, tree: Any) -> Any:
+        """Describe the tensors in lists, tuples and dicts, as operations take them."""
+        if isinstance(tree, Tensor):
+            return self.describe_leaf(tree)
+        if isinstance(tree, list | tuple):
+            return type(tree)([self.describe_tree(item) for item in tree])
+        if isinstance(tree, dict):
+            return {key: self.describe_tree(item) for key, item in tree.items()}
+        return tree
+
     def describe_leaf(self, leaf: Any) -> Any:
         """A tensor becomes its place on the tape, or a note of what was given; the rest stays."""
         if not isinstance(leaf, Tensor):
@@ -262,10 +270,7 @@ class Tape:
         _check_strided(tensor)
         if not self.owns(tensor):
             storage = tensor.untyped_storage()
-            leaves = tree_leaves((operation.args, operation.kwargs))
-            if any(
-                isinstance(g, Given) and storage_key(g.template) == storage._cdata for g in leaves
-            ):
+            if storage._cdata in self.given:
                 return self._give(tensor)  # a view of memory from outside
             self._number[storage._cdata] = len(self._weak)
             self._weak.append(StorageWeakRef(storage))
