@@ -1,6 +1,7 @@
 """Predicting the batches of one dataloader, plainly and by sampling."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -8,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from stablelightning.callbacks.records import Observation
 from stablelightning.callbacks.scoring import task_and_class_dim
 from stablelightning.callbacks.steps import Calls, Step
 from stablelightning.functional.uncertainty import is_label_probabilities
 from stablelightning.model.prediction import Prediction, Task
+from stablelightning.model.sample import Engine, mc_dropout
 from stablelightning.model.summarize import Summary, select_output
 from stablelightning.nn.heads import Gaussian
 
@@ -23,7 +26,7 @@ class BatchPredictor:
         pl_module: the module.
         step: its own ``predict_step``, unwrapped.
         task: a task, or ``"auto"``.
-        draw: :func:`~stablelightning.mc_dropout` with the number of samples and so on filled in.
+        samples: for :func:`~stablelightning.mc_dropout`, as are ``engine`` and ``tolerance``.
     """
 
     def __init__(
@@ -32,7 +35,9 @@ class BatchPredictor:
         step: Step,
         *,
         task: str,
-        draw: Callable[..., Prediction],
+        samples: int,
+        engine: Engine,
+        tolerance: float | None,
     ) -> None:
         self.class_dim = 1
         self._module = pl_module
@@ -40,7 +45,7 @@ class BatchPredictor:
         self._wanted = task
         self._task: Task | None = None
         self._keep_samples = False
-        self._draw = draw
+        self._draw = partial(mc_dropout, samples=samples, engine=engine, tolerance=tolerance)
         self._label_logits = False
         self._function: Callable[..., Any] = pl_module
 
@@ -53,6 +58,20 @@ class BatchPredictor:
     def knows_task(self) -> bool:
         """Whether a batch has been predicted."""
         return self._task is not None
+
+    def observation(
+        self, inputs: Any, target: Any, arguments: tuple[Any, ...], *, seed: int
+    ) -> Observation:
+        """Both predictions of a batch, beside its target if that is a tensor.
+
+        Raises:
+            ModelError: no call gives a prediction that can be averaged.
+            NothingRandomError: no random number was drawn.
+        """
+        target = target if isinstance(target, Tensor) else None
+        plain = self.plain(inputs, target, arguments, seed=seed)
+        sampled = self.sampled(inputs, arguments, seed=seed)
+        return Observation(sampled, plain, target, self.class_dim, _rows_in(inputs, plain))
 
     def plain(
         self, inputs: Any, target: Tensor | None, arguments: tuple[Any, ...], *, seed: int
@@ -85,6 +104,7 @@ class BatchPredictor:
         Raises:
             NothingRandomError: no random number was drawn.
         """
+        assert self._task is not None
         call = self._calls.chosen(inputs, arguments)
         self._function = call.function or self._module
         return self._draw(
@@ -108,7 +128,15 @@ def _takes_logits(pl_module: L.LightningModule) -> bool:
     return getattr(pl_module, "_default_loss", None) is True
 
 
-def rows_in(inputs: Any, prediction: Prediction) -> int:
+def target_scale(trainer: L.Trainer) -> tuple[Any, Any] | None:
+    """Mean and standard deviation by which the data module standardised the target, if it did."""
+    scale: tuple[Any, Any] | None = getattr(
+        getattr(trainer, "datamodule", None), "target_scale", None
+    )
+    return scale
+
+
+def _rows_in(inputs: Any, prediction: Prediction) -> int:
     """Number of dataset rows in a batch: the first axis of its first tensor.
 
     The prediction says it instead where the inputs hold no tensor, or tensors that do not divide it

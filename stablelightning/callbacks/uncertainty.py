@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, Literal, get_args
 
 import lightning as L
@@ -16,8 +16,8 @@ from torch import Tensor
 from stablelightning.callbacks.base import StableCallback
 from stablelightning.callbacks.batches import inputs_and_target
 from stablelightning.callbacks.loaders import TestLoaders
-from stablelightning.callbacks.records import Observation, in_target_units
-from stablelightning.callbacks.sampling import BatchPredictor, rows_in
+from stablelightning.callbacks.records import in_target_units
+from stablelightning.callbacks.sampling import BatchPredictor, target_scale
 from stablelightning.callbacks.steps import (
     Step,
     refuse_unsampled,
@@ -27,7 +27,7 @@ from stablelightning.callbacks.steps import (
 )
 from stablelightning.errors import DataError, RecipeError, StableLightningWarning
 from stablelightning.model.prediction import Prediction, Task
-from stablelightning.model.sample import Engine, mc_dropout
+from stablelightning.model.sample import Engine
 
 
 class EstimateUncertainty(StableCallback):
@@ -199,19 +199,15 @@ class EstimateUncertainty(StableCallback):
         loader, batch_idx = place
         batch = move_data_to_device(batch, pl_module.device)
         inputs, target = self.inputs_and_target(pl_module, batch)
-        target = target if isinstance(target, Tensor) else None
         step = pl_module.predict_step
         arguments = step_arguments(step, batch, batch_idx, self._loaders.named(loader))
         predictor = self._predictor(pl_module, step, loader)
         seed = self._seed_of(loader, trainer.global_rank, batch_idx)
         with unobserved(trainer, pl_module):
-            plain = predictor.plain(inputs, target, arguments, seed=seed)
-            sampled = predictor.sampled(inputs, arguments, seed=seed)
-            rows = rows_in(inputs, plain)
-            seen = Observation(sampled, plain, target, predictor.class_dim, rows)
-            seen = seen.in_target_units(_target_scale(trainer))
-            index, fresh = self._loaders.positions(loader, rows)
-            self._loaders.record(loader, plain.task).add(seen, index, fresh)
+            seen = predictor.observation(inputs, target, arguments, seed=seed)
+            seen = seen.in_target_units(target_scale(trainer))
+            index, fresh = self._loaders.positions(loader, seen.rows)
+            self._loaders.record(loader, seen.plain.task).add(seen, index, fresh)
 
     def _close(
         self, trainer: L.Trainer, pl_module: L.LightningModule, loader: int, *, ended: bool
@@ -307,7 +303,7 @@ class EstimateUncertainty(StableCallback):
             if not predictor.knows_task:
                 predictor.plain(inputs, target, arguments, seed=seed)
             sampled = predictor.sampled(inputs, arguments, seed=seed)
-        return in_target_units(replace(sampled, samples=None), _target_scale(trainer))
+        return in_target_units(replace(sampled, samples=None), target_scale(trainer))
 
     # ---- both -------------------------------------------------------------------------------
 
@@ -323,10 +319,14 @@ class EstimateUncertainty(StableCallback):
 
     def _predictor(self, pl_module: L.LightningModule, step: Step, loader: int) -> BatchPredictor:
         if loader not in self._predictors:
-            draw = partial(
-                mc_dropout, samples=self.samples, engine=self.engine, tolerance=self.tolerance
+            self._predictors[loader] = BatchPredictor(
+                pl_module,
+                step,
+                task=self.task,
+                samples=self.samples,
+                engine=self.engine,
+                tolerance=self.tolerance,
             )
-            self._predictors[loader] = BatchPredictor(pl_module, step, task=self.task, draw=draw)
         return self._predictors[loader]
 
     def _forget(self) -> None:
@@ -355,12 +355,6 @@ class EstimateUncertainty(StableCallback):
             if message not in self._said:
                 self._said.add(message)
                 rank_zero_warn(message, category=StableLightningWarning)
-
-
-def _target_scale(trainer: L.Trainer) -> tuple[Any, Any] | None:
-    datamodule = getattr(trainer, "datamodule", None)
-    scale: tuple[Any, Any] | None = getattr(datamodule, "target_scale", None)
-    return scale
 
 
 def _check_settings(

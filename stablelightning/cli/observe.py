@@ -2,7 +2,7 @@
 
 import logging
 import zlib
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from stablelightning.callbacks.records import Observation, Record
-from stablelightning.callbacks.sampling import BatchPredictor, rows_in
+from stablelightning.callbacks.sampling import BatchPredictor, target_scale
 from stablelightning.callbacks.steps import step_arguments, unobserved
 from stablelightning.callbacks.uncertainty import EstimateUncertainty
 from stablelightning.errors import NothingRandomError
-from stablelightning.model.sample import mc_dropout
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ class ObserveUnknown(L.Callback):
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Predict every set, while the model is still where it was tested."""
         self.rows = {}
-        sets = getattr(_data(trainer), "ood_dataloaders", None)
+        sets = getattr(getattr(trainer, "datamodule", None), "ood_dataloaders", None)
         if sets is None or not trainer.is_global_zero or not self.estimate.rows:
             return
         for name, loader in sets().items():
@@ -56,18 +55,16 @@ class ObserveUnknown(L.Callback):
     ) -> dict[str, Tensor]:
         predictor = _predictor(self.estimate, pl_module, samples=self.estimate.samples)
         record: Record | None = None
-        scale = getattr(_data(trainer), "target_scale", None)
         for number, batch in enumerate(loader):
             batch = trainer.strategy.batch_to_device(batch)
             inputs, target = self.estimate.inputs_and_target(pl_module, batch)
             arguments = step_arguments(pl_module.predict_step, batch, number, None)
             seed = zlib.crc32(repr((self.estimate.seed, name, number)).encode())
             with unobserved(trainer, pl_module):
-                plain = predictor.plain(inputs, target, arguments, seed=seed)
-                sampled = predictor.sampled(inputs, arguments, seed=seed)
-            seen = Observation(sampled, plain, None, predictor.class_dim, rows_in(inputs, plain))
-            record = record or Record(plain.task)
-            _keep(record, seen.in_target_units(scale))
+                seen = predictor.observation(inputs, target, arguments, seed=seed)
+            record = record or Record(seen.plain.task)
+            # No score against the targets, if there are any: no class of the model is right.
+            _keep(record, replace(seen, target=None).in_target_units(target_scale(trainer)))
         if record is None or not record.rows:
             return {}
         return Record.merged([record]).rows[0]
@@ -105,8 +102,7 @@ class TrySampling(L.Callback):
             inputs, target = self.estimate.inputs_and_target(pl_module, batch)
             arguments = step_arguments(pl_module.predict_step, batch, batch_idx, None)
             with unobserved(trainer, pl_module):
-                predictor.plain(inputs, target, arguments, seed=0)
-                predictor.sampled(inputs, arguments, seed=0)
+                predictor.observation(inputs, target, arguments, seed=0)
         except NothingRandomError as error:
             raise NothingRandomError(
                 f"{error} To do without uncertainty, set stable.uncertainty to null."
@@ -118,14 +114,14 @@ class TrySampling(L.Callback):
 def _predictor(
     estimate: EstimateUncertainty, pl_module: L.LightningModule, *, samples: int
 ) -> BatchPredictor:
-    draw = partial(
-        mc_dropout, samples=samples, engine=estimate.engine, tolerance=estimate.tolerance
+    return BatchPredictor(
+        pl_module,
+        pl_module.predict_step,
+        task=estimate.task,
+        samples=samples,
+        engine=estimate.engine,
+        tolerance=estimate.tolerance,
     )
-    return BatchPredictor(pl_module, pl_module.predict_step, task=estimate.task, draw=draw)
-
-
-def _data(trainer: L.Trainer) -> Any:
-    return getattr(trainer, "datamodule", None)
 
 
 def _keep(record: Record, seen: Observation) -> None:
