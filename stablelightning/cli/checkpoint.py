@@ -50,8 +50,10 @@ class KeepBest(ModelCheckpoint):
         super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Settle what is monitored, then save as ``ModelCheckpoint`` does."""
-        self._settle(trainer)
+        """Save as ``ModelCheckpoint`` does; where nothing validates, settle what is monitored."""
+        # Otherwise the first validation does: with check_val_every_n_epoch it is epochs away.
+        if not trainer.enable_validation:
+            self._settle(trainer)
         super().on_train_epoch_end(trainer, pl_module)
 
     def last(self) -> ModelCheckpoint:

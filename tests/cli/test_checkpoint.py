@@ -20,7 +20,7 @@ class Worsens(BoringModel):
             self.log(self.name, float(abs(self.current_epoch - 1)))
 
 
-def epochs(tmp_path, callback: KeepBest, name: str | None) -> dict[str, int]:
+def epochs(tmp_path, callback: KeepBest, name: str | None, **settings) -> dict[str, int]:
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=3,
@@ -30,6 +30,7 @@ def epochs(tmp_path, callback: KeepBest, name: str | None) -> dict[str, int]:
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[callback, callback.last()],
+        **settings,
     )
     trainer.fit(Worsens(name))
     return {
@@ -51,6 +52,17 @@ def test_largest_where_more_is_better(tmp_path):
 def test_without_a_loss_the_latest_is_kept_and_said(tmp_path):
     with pytest.warns(UserWarning, match="logs neither"):
         assert epochs(tmp_path, KeepBest(str(tmp_path)), None)["best.ckpt"] == 2
+
+
+@pytest.mark.filterwarnings("error:.*logs neither")
+def test_an_epoch_without_validation_settles_nothing(tmp_path):
+    every_second = {"check_val_every_n_epoch": 2, "num_sanity_val_steps": 0}
+    callback = KeepBest(str(tmp_path))
+    assert epochs(tmp_path, callback, "val/loss", **every_second) == {
+        "best.ckpt": 1,
+        "last.ckpt": 2,
+    }
+    assert callback.monitor == "val/loss"
 
 
 def test_state_is_found_again_on_resume_whatever_was_settled_on(tmp_path):
