@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from stablelightning.cli.recipes import did_you_mean
+from stablelightning.cli.slots import SLOTS
 
 _KEY = re.compile(r"Parser key \"([^\"]+)\":")
 _CLASS = re.compile(r"class_path(?:=| )'([^']+)'")
@@ -55,6 +56,8 @@ _WORDS = {
 }
 _LONGEST = 300  #: characters of a message that none of the patterns knows
 _FEW = 10  #: names that are worth listing where none is near
+_SHORT = 3  #: letters of a word that may be part of anything: lr, max
+_FEW_PLACES = 3  #: of more settings that share a word, none is likely the one
 
 
 @dataclass(frozen=True)
@@ -229,11 +232,21 @@ def _no_such_setting(name: str, known: list[str]) -> str:
     branches = {".".join(key.split(".")[:depth]) for key in known for depth in range(1, 4)}
     starts = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
     wrong = next((start for start in starts if start not in branches), name)
+    if places := _places(name, known):
+        return f"there is no setting {name!r}; did you mean {' or '.join(map(repr, places))}?"
     parent = wrong.rpartition(".")[0]
     siblings = sorted(b for b in branches if b.rpartition(".")[0] == parent)
     near = did_you_mean(wrong, siblings) or did_you_mean(wrong, sorted(branches - {parent}))
     listed = near or _list_of(siblings, "known there are")
     return f"there is no setting {wrong!r}{listed}"
+
+
+def _places(name: str, known: list[str]) -> list[str]:
+    """Where a setting stands that is named right, or in part: --samples, --epochs, --seed."""
+    ours = [f"{slot.key}.{own}" for slot in SLOTS for own in parameters(slot.callback)]
+    last = {key: key.rpartition(".")[2] for key in (*known, *ours)}
+    places = [key for key, own in last.items() if f"_{name}_" in f"_{own}_"]
+    return places if len(name) > _SHORT and len(places) <= _FEW_PLACES else []
 
 
 def _list_of(names: list[str], lead: str) -> str:

@@ -12,7 +12,7 @@ _SHAPES = re.compile(r"size mismatch for ([\w.]+): .*?\[([\d, ]*)\].*?\[([\d, ]*
 _MISSING = re.compile(r"Missing key\(s\) in state_dict: \"([^\"]+)\"")
 _UNEXPECTED = re.compile(r"Unexpected key\(s\) in state_dict: \"([^\"]+)\"")
 
-#: How torch says that a network and its data do not fit, and what that means in a recipe.
+#: How torch and Lightning say that the parts of a recipe do not fit, and what is to be done.
 _MISFITS = (
     (
         re.compile(r"mat1 and mat2 shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)"),
@@ -29,6 +29,11 @@ _MISFITS = (
         "a network must have an output for every class, got the class {0} (counted from 0) and not "
         "as many outputs; set --model.network.out_features",
     ),
+    (
+        re.compile(r"Early stopping conditioned on metric `([^`]+)` which is not available"),
+        "what EarlyStopping watches must be logged, and {0} is not; keep a validation set, or take "
+        "it out of trainer.callbacks",
+    ),
 )
 
 
@@ -36,8 +41,8 @@ def one_line(error: BaseException) -> tuple[str, int]:
     """What went wrong as rule, what was received and remedy in one line, and the exit status.
 
     Errors that are not ours are rewritten where their cause is known (a file that is missing, a
-    checkpoint of another model, a setting that Lightning refuses, a network of another width than
-    its data). Anything else is unexpected: its own first line, and where to see more.
+    checkpoint of another model, a setting that Lightning refuses, parts that do not fit).
+    Anything else is unexpected: its own first line, and where to see more.
 
     Example:
         >>> line, status = one_line(FileNotFoundError(2, "No such file or directory", "data.csv"))

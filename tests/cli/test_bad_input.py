@@ -44,6 +44,10 @@ def test_a_value_out_of_its_range(in_process, capsys, setting, said):
     ("setting", "said"),
     [
         ("--trainer.max_epoch=3", "'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
+        ("--max_epochs=3", "no setting 'max_epochs'; did you mean 'trainer.max_epochs'?"),
+        ("--samples=100", "no setting 'samples'; did you mean 'stable.uncertainty.samples'?"),
+        ("--epochs=3", "did you mean 'trainer.max_epochs' or 'trainer.min_epochs' or"),
+        ("--seed=3", "did you mean 'seed_everything' or 'stable.uncertainty.seed'?"),
         ("--trainr.max_epochs=3", "'trainr'; did you mean 'trainer'?"),
         ("--stable.uncertanty=null", "did you mean 'stable.uncertainty'?"),
         ("--stable.uncertainty.sampels=3", "did you mean 'samples'?"),
@@ -122,6 +126,11 @@ def test_a_table_of_another_width_leaves_no_folder(in_process, capsys):
 def test_a_class_without_an_output_is_told(in_process, capsys):
     assert in_process("run", "digits", "--data.held_out=[]", "--trainer.max_epochs=1") == 2
     assert "set --model.network.out_features" in capsys.readouterr().err
+
+
+def test_early_stopping_without_a_validation_set_is_told(in_process, capsys):
+    assert in_process("run", "digits", "--data.val_fraction=0", "--trainer.max_epochs=1") == 2
+    assert "keep a validation set" in capsys.readouterr().err
 
 
 def test_a_model_with_nothing_to_sample_is_refused_before_training(in_process, capsys):
