@@ -39,6 +39,7 @@ class _Call:
     spec: Any
     weights: list[_Weight]
     attributes: list[_Attributes]
+    precision: Any
 
 
 def trusted_modules(model: nn.Module) -> list[nn.Module]:
@@ -124,6 +125,7 @@ class Shortcuts:
                         if (
                             player.agree(call.args, args)
                             and player.agree(call.kwargs, kwargs)
+                            and call.precision == _precision()
                             and _untouched(call.weights)
                             and all(_unchanged(table, ids) for table, _, ids in call.attributes)
                         ):
@@ -159,7 +161,14 @@ class Shortcuts:
                 return
         end = len(recorder.tape.operations)
         self._calls[id(module), start] = _Call(
-            end, given[0], given[1], outputs, spec, _weights(module), _attributes(module)
+            end,
+            given[0],
+            given[1],
+            outputs,
+            spec,
+            _weights(module),
+            _attributes(module),
+            _precision(),
         )
 
 
@@ -218,6 +227,13 @@ def _weights(module: nn.Module) -> list[_Weight]:
     return found
 
 
+def _precision() -> Any:
+    return [
+        (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+        for kind in ("cpu", "cuda")
+    ]
+
+
 def _untouched(weights: list[_Weight]) -> bool:
     for table, name, tensor, version, pointer in weights:
         if table.get(name) is not tensor:
@@ -232,7 +248,7 @@ def _untouched(weights: list[_Weight]) -> bool:
 def _attributes(module: nn.Module) -> list[_Attributes]:
     found: list[_Attributes] = []
     for owner in module.modules():
-        for table in (vars(owner), owner._modules):
+        for table in (vars(owner), owner._modules) if owner._modules else (vars(owner),):
             values = [v for k, v in table.items() if k != "forward"]
             found.append((table, values, list(map(id, values))))
     return found
