@@ -27,8 +27,8 @@ def dropout_from_integers(x: Tensor, p: float) -> Tensor:
         p: probability that an element is dropped, in [0, 1).
 
     Returns:
-        A new tensor of the shape of ``x``. Small tensors, devices other than the CPU and rates
-        below 0.008 go through ``F.dropout``.
+        A tensor of the shape of ``x``: ``x`` itself where ``p`` is 0. Small tensors, devices other
+        than the CPU and rates below 0.008 go through ``F.dropout``.
 
     Source:
         Srivastava et al. 2014, "Dropout: a simple way to prevent neural networks from overfitting".

@@ -4,6 +4,9 @@
 
 Every number is a median of ratios within rounds in which each contender ran once. The first call of
 ``auto`` on a model, which surveys a pass, has a column of its own; all others are later calls.
+
+The peers that are packages are measured where they are installed: ``pip install --no-deps
+torch-uncertainty baal`` with ``einops`` and ``structlog`` (their other pins are old).
 """
 
 import argparse
@@ -21,6 +24,7 @@ import torch
 import stablelightning as sl
 from tests.benchmarks import peers
 from tests.benchmarks.models import CASES, Case
+from tests.benchmarks.startup import startup
 from tests.benchmarks.timing import median, once, paired, ratio
 
 SAMPLES = 32
@@ -157,12 +161,7 @@ def show(results: list[dict[str, Any]]) -> None:
             print(f"{what[:86]:86}{bound['measured']:8.3f}{asked:>10}{'' if met else '   MISSED'}")
 
 
-def write(
-    file: Path | None,
-    device: torch.device,
-    results: list[dict[str, Any]],
-    peaks: list[dict[str, Any]],
-) -> None:
+def write(file: Path | None, device: torch.device, measured: dict[str, Any]) -> None:
     """Write what is measured so far."""
     if file is None:
         return
@@ -172,8 +171,7 @@ def write(
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }
-    payload = {"machine": machine, "samples": SAMPLES, "results": results, "memory": peaks}
-    file.write_text(json.dumps(payload, indent=2))
+    file.write_text(json.dumps({"machine": machine, "samples": SAMPLES, **measured}, indent=2))
 
 
 def main() -> None:
@@ -186,21 +184,24 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     device = torch.device(arguments.device)
-    results: list[dict[str, Any]] = []
-    peaks: list[dict[str, Any]] = []
+    measured: dict[str, Any] = {"results": []}
     for key in arguments.only:
-        results.append(measure(key, device, arguments.seconds))
-        print(key, results[-1]["to one pass"], file=sys.stderr, flush=True)
-        write(arguments.json, device, results, peaks)
-    show(results)
+        measured["results"].append(measure(key, device, arguments.seconds))
+        print(key, measured["results"][-1]["to one pass"], file=sys.stderr, flush=True)
+        write(arguments.json, device, measured)
+    show(measured["results"])
     if device.type == "cpu":
-        peaks = memory([k for k in ("resnet18-96", "every-block") if k in arguments.only])
-        for row in peaks:
+        keys = [k for k in ("resnet18-96", "every-block") if k in arguments.only]
+        measured["memory"] = memory(keys)
+        for row in measured["memory"]:
             print(
                 f"peak memory {row['case']:14} 8 samples {row['8 samples']:7.0f} MiB, "
                 f"512 samples {row['512 samples']:7.0f} MiB, ratio {row['ratio']:.3f}"
             )
-    write(arguments.json, device, results, peaks)
+    measured["startup"] = startup()
+    for name, seconds in measured["startup"].items():
+        print(f"{name:28}{seconds:6.2f} s")
+    write(arguments.json, device, measured)
 
 
 if __name__ == "__main__":
