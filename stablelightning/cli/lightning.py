@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from stablelightning.cli.checkpoint import KeepBest
 from stablelightning.cli.explain import explain, inner_error
 from stablelightning.cli.failure import mismatch
+from stablelightning.cli.processes import end_together
 from stablelightning.cli.quiet import quiet
 from stablelightning.cli.record import SaveRecipe
 from stablelightning.cli.slots import SLOTS
@@ -125,6 +126,7 @@ def main(arguments: list[str]) -> int:
     """Run one of LightningCLI's own verbs; the first argument names it."""
     quiet()
     StableCLI(arguments)
+    end_together()
     return 0
 
 

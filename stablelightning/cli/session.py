@@ -19,6 +19,7 @@ from stablelightning.cli.leave import leave_results, require_what_is_needed
 from stablelightning.cli.lightning import StableCLI
 from stablelightning.cli.observe import ObserveUnknown, TrySampling
 from stablelightning.cli.output import make_folder, remove_stillborn
+from stablelightning.cli.processes import end_together
 from stablelightning.cli.quiet import ProgressBar, quiet
 from stablelightning.cli.record import resolved_recipe, write_recipe
 from stablelightning.cli.run import Plan
@@ -146,6 +147,7 @@ def run_plan(plan: Plan) -> None:
             raise KeyboardInterrupt from error  # which Lightning had turned into an exit
         raise
     finish_run(cli.trainer.loggers)
+    end_together()
 
 
 def _fit_and_test(cli: RunCLI) -> None:

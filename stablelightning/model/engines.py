@@ -75,7 +75,7 @@ def replay(
         samples: number of samples.
         gave_up: told why the prefix could not be replayed, at most once.
     """
-    again = Replay(sampled.run, sampled.model, sampled.leaves)
+    again = _replaying(sampled.run, sampled)
     told = False
     with closing(again):
         for number in _split(samples, STACK):
@@ -106,7 +106,7 @@ def vmap(
     if passes == 1:
         yield _settled(batch(), samples, copy=False)
         return
-    with closing(Replay(batch, sampled.model, sampled.leaves)) as again:
+    with closing(_replaying(batch, sampled)) as again:
         for number in [each] * (passes - 1) + [samples - each * (passes - 1)]:
             output = again()
             if again.took_another_path:
@@ -131,6 +131,11 @@ def repeat(sampled: Sampled, samples: int, *, chunk: int, cheap: bool = True) ->
         with CheapDropout() if cheap else nullcontext():
             output = repeated(sampled.on, sampled.inputs, number, rows=rows)
         yield output
+
+
+def _replaying(run: Callable[[], Any], sampled: Sampled) -> Replay:
+    alone = sampled.function is sampled.model
+    return Replay(run, sampled.model, sampled.leaves, alone=alone)
 
 
 def _split(samples: int, chunk: int) -> list[int]:

@@ -54,6 +54,7 @@ class Replay:
         model: the model that it runs; its modules from torch.nn, torchvision and timm are skipped
             as a whole where the prefix contains them.
         inputs: what it is run on; like weights, not compared by value.
+        alone: whether ``run`` is a call of the model, with no other code around it.
 
     Attributes:
         gave_up: why the prefix is no longer replayed, in words; ``None`` while it is.
@@ -61,10 +62,15 @@ class Replay:
     """
 
     def __init__(
-        self, run: Callable[[], Any], model: nn.Module, inputs: Iterable[Any] = ()
+        self,
+        run: Callable[[], Any],
+        model: nn.Module,
+        inputs: Iterable[Any] = (),
+        *,
+        alone: bool = False,
     ) -> None:
         self._run = run
-        self._shortcuts = Shortcuts(model)
+        self._shortcuts = Shortcuts(model, alone=alone)
         given = chain(model.parameters(), model.buffers(), inputs)
         self._known = frozenset(storage_key(x) for x in given if _has_memory(x))
         self._tape: Tape | None = None
