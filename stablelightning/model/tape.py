@@ -159,7 +159,10 @@ class Tape:
             CannotReplay: an operation changed the size of memory that it was given.
         """
         self.frontier = frontier
-        for weak, (size, device) in zip(self._weak, self._bytes, strict=True):
+        made: list[list[Made]] = [[] for _ in self._weak]
+        for value in self.values:
+            made[value.storage].append(value)
+        for number, (weak, (size, device)) in enumerate(zip(self._weak, self._bytes, strict=True)):
             if weak.expired():
                 storage = torch.UntypedStorage(size, device=device)
                 self.dead.add(storage._cdata)
@@ -169,10 +172,9 @@ class Tape:
                     raise CannotReplay("an operation resized a tensor in place")
                 self.alive[storage._cdata] = _whole(storage)
             self._storages.append(storage)
-        for value in self.values:
-            self._place(value, self._storages[value.storage])
-        for storage in self._storages:
-            if storage._cdata in self.dead:
+            for value in made[number]:
+                self._place(value, storage)
+            if storage._cdata in self.dead:  # one by one: together they would be a whole pass
                 storage.resize_(0)
         self._objects.clear()
 
