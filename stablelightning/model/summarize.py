@@ -14,6 +14,7 @@ from stablelightning.functional.uncertainty import (
     entropy,
     is_label_probabilities,
     is_probabilities,
+    variation_ratio,
 )
 from stablelightning.model.prediction import Prediction, Task
 from stablelightning.nn.heads import Gaussian
@@ -170,7 +171,7 @@ class Summary:
                 ratio = 1 - torch.maximum(self.votes, count - self.votes) / count
             else:
                 total = entropy(mean, dim=self.class_dim)
-                ratio = 1 - self.votes.amax(self.class_dim) / count
+                ratio = variation_ratio(self.votes, dim=self.class_dim)
             epistemic = (total - spread).clamp(min=0)  # rounding can leave -1e-8
         return Prediction(
             task=self.task,
