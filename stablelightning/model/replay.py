@@ -23,9 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stablelightning.model.generators import GeneratorWatch
+from stablelightning.model.operations import is_collective, may_draw, storage_key, written_tensors
 from stablelightning.model.shortcuts import Shortcuts
 from stablelightning.model.tape import CannotReplay, Given, Made, Operation, Tape
-from stablelightning.model.trace import is_collective, may_draw, storage_key, written_tensors
 
 #: Ways in which Python reads or shares memory without an operation that a mode can see.
 _HOST_READS = frozenset(

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from stablelightning.model.batched import CannotBatch
 from stablelightning.model.generators import GeneratorWatch, undisturbed_generators
+from stablelightning.model.operations import may_draw
 from stablelightning.model.survey import Survey
-from stablelightning.model.trace import may_draw
 
 
 def repeated(call: Callable[[Any], Any], inputs: Any, number: int, *, rows: int) -> Any:

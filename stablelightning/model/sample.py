@@ -2,7 +2,7 @@
 
 import warnings
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -24,6 +24,7 @@ from stablelightning.model.batched import CannotBatch
 from stablelightning.model.collect import concatenate_chunks
 from stablelightning.model.engines import STACK, Sampled, loop, repeat, replay, vmap
 from stablelightning.model.generators import GeneratorState, GeneratorWatch, preserved_generators
+from stablelightning.model.inputs import arguments_of
 from stablelightning.model.plan import Plan, plan_key, remember, remembered
 from stablelightning.model.prediction import Prediction
 from stablelightning.model.stochastic import sampling_mode, stochastic_modules
@@ -206,7 +207,7 @@ def _stream(
         )
     # Out of the caller's inference mode: a cache that the model builds must stay trainable.
     with torch.inference_mode(False), torch.no_grad():
-        sampled = Sampled(model, settings.call or model, _arguments(inputs))
+        sampled = Sampled(model, settings.call or model, arguments_of(inputs))
         if any(isinstance(x, Tensor) and x.ndim and len(x) == 0 for x in sampled.leaves):
             raise DataError("inputs must have at least one row, got none; skip empty batches.")
         sampled.found = stochastic_modules(model, sampled.run, also=settings.also)
@@ -321,20 +322,6 @@ def _settings(
 def _check(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise RecipeError(f"{name} must be a whole number >= 1, got {value!r}.")
-
-
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Tensor):
-        return ((inputs.clone() if inputs.is_inference() else inputs),), {}
-    inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
-    inputs = tree_map(
-        lambda x: x.clone() if isinstance(x, Tensor) and x.is_inference() else x, inputs
-    )
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    if isinstance(inputs, tuple | list):
-        return tuple(inputs), {}
-    return (inputs,), {}
 
 
 def _differs(chunk: Any) -> bool:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from stablelightning.model.generators import GeneratorWatch
-from stablelightning.model.trace import may_draw
+from stablelightning.model.operations import may_draw
 
 aten = torch.ops.aten
 

@@ -9,7 +9,7 @@ from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_map
 
-from stablelightning.model.trace import storage_key
+from stablelightning.model.operations import storage_key
 
 _Layout = tuple[int, torch.Size, tuple[int, ...], torch.dtype]
 

@@ -1,62 +1,341 @@
-"""Watching a forward pass: what every tool that looks at aten operations shares."""
+"""Watching a forward pass: which operations ran, in which module, on which tensors.
 
-from functools import cache
+A dispatch mode sees every aten operation of an eager model, whatever its Python looks like:
+residuals, loops, functional calls. In-place writes and views are told apart by memory, so that the
+trace reads as if every operation had made new values.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._ops import OpOverload
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
-#: Namespaces whose operations involve other processes: they must run on every rank, every time.
-_COLLECTIVE = ("c10d", "_c10d_functional", "c10d_functional", "symm_mem")
+from stablelightning.errors import DataError, ModelError, StableLightningError
+from stablelightning.model.footprint import Footprint
+from stablelightning.model.generators import (
+    GeneratorWatch,
+    HostGeneratorWatch,
+    undisturbed_generators,
+)
+from stablelightning.model.inputs import arguments_of
+from stablelightning.model.modules import modules_of
+from stablelightning.model.operations import (
+    is_collective,
+    operation_kind,
+    operation_name,
+    storage_key,
+    written_tensors,
+)
+from stablelightning.model.stochastic import StochasticModules, sampling_mode
 
-
-@cache
-def may_draw(op: OpOverload) -> bool:
-    """Whether an operation is tagged as drawing random numbers (it need not, on every call)."""
-    return torch.Tag.nondeterministic_seeded in op.tags
-
-
-@cache
-def is_collective(op: OpOverload) -> bool:
-    """Whether an operation talks to other processes."""
-    return op.namespace in _COLLECTIVE
-
-
-@cache
-def written_arguments(op: OpOverload) -> tuple[int | str, ...]:
-    """Positions (names, where keyword-only) of the arguments that an operation writes into."""
-    written: list[int | str] = []
-    for position, argument in enumerate(op._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            written.append(argument.name if argument.kwarg_only else position)
-    return tuple(written)
-
-
-@cache
-def _running_statistics(op: OpOverload) -> tuple[int, int, int] | None:
-    """Positions of (running mean, running variance, training) where a norm hides what it writes."""
-    names = [a.name for a in op._schema.arguments]
-    training = next((n for n in ("training", "train", "use_input_stats") if n in names), None)
-    if "running_mean" not in names or training is None:
-        return None
-    return names.index("running_mean"), names.index("running_var"), names.index(training)
+#: Modules whose kernels hide gates and time steps: each call counts as one operation.
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
-def written_tensors(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors that this call writes into, running statistics of norms in training included."""
+@dataclass(eq=False)
+class Value:
+    """A tensor at one moment of the forward.
+
+    Args:
+        tensor: the tensor; a later write in place may have changed its content.
+        maker: the operation that made it; ``None`` for parameters, buffers and constants.
+        name: of a parameter or buffer, its dotted name; else "".
+        moving: whether it depends on the model's inputs.
+        users: the operations that read it, in order.
+    """
+
+    tensor: Tensor
+    maker: "Operation | None"
+    name: str = ""
+    moving: bool = False
+    users: list["Operation"] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Operation:
+    """One operation of a forward, with :class:`Value` in the place of every tensor.
+
+    Args:
+        number: position in the forward.
+        op: the aten overload; ``None`` for an input of the model, a recurrent module taken whole,
+            or what a write in place does to another view of the same memory.
+        kind: see :func:`~stablelightning.model.operations.operation_kind`; also ``input``.
+        name: the operation's name, such as ``"relu"``.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        module: the innermost module that ran it, ``None`` outside of the model.
+    """
+
+    number: int
+    op: OpOverload | None
+    kind: str
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    module: nn.Module | None
+    outputs: list[Value] = field(default_factory=list)
+
+    def inputs(self) -> list[Value]:
+        """The values that it reads, in the order of its arguments."""
+        return [v for v in _leaves((self.args, self.kwargs)) if isinstance(v, Value)]
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a module.
+
+    Args:
+        module: the module.
+        inputs: the values among its positional arguments.
+        outputs: the values that it returned.
+        start: number of the first operation that ran inside.
+        stop: number after the last one.
+    """
+
+    module: nn.Module
+    inputs: list[Value]
+    outputs: list[Value] = field(default_factory=list)
+    start: int = 0
+    stop: int = 0
+
+
+@dataclass
+class Trace:
+    """A watched forward.
+
+    Args:
+        operations: in the order in which they ran.
+        outputs: what the model returned.
+        calls: of modules, in the order in which they ended.
+        names: dotted name of every module (of a shared one, the first).
+        notes: what could not be followed, in words.
+    """
+
+    operations: list[Operation] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    names: dict[nn.Module, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def watch(model: nn.Module, inputs: Any, *, call: Callable[..., Any] | None = None) -> Trace:
+    """Run the model once in eval and write down what happened.
+
+    Runs without gradients and with the fused encoder path off; flags, buffers, plain attributes of
+    modules and generators are left as they were.
+
+    Args:
+        model: any eager module; compiled ones run eagerly.
+        inputs: a tensor, a tuple or list to spread, or a dict of keywords.
+        call: what is called instead of the model itself.
+
+    Returns:
+        A :class:`Trace`. It holds every tensor of the pass: as much memory as a training pass.
+
+    Raises:
+        DataError: the inputs do not fit the forward, or lie on another device.
+        ModelError: the model is scripted: its operations cannot be told apart.
+
+    Example:
+        >>> trace = watch(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.ones(1, 2))
+        >>> [operation.name for operation in trace.operations]
+        ['input', 't', 'addmm', 'relu']
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "watching a forward needs an eager module, got a scripted one; pass the original."
+        )
+    args, kwargs = arguments_of(inputs)
+    _check_device(model, (args, kwargs))
+    watcher = _Watcher(model, (args, kwargs))
+    drawn, host = GeneratorWatch(), HostGeneratorWatch()
+    everything = StochasticModules(modules=modules_of(model))
+    with Footprint(model), undisturbed_generators(), sampling_mode(everything):
+        with torch.no_grad(), watcher.listening(), watcher:
+            try:
+                output = (call or model)(*args, **kwargs)
+            except StableLightningError:
+                raise
+            except Exception as error:
+                reason = str(error).strip().partition("\n")[0] or type(error).__name__
+                raise DataError(
+                    f"the example must fit the forward of {type(model).__name__}, which raised "
+                    f"{type(error).__name__}: {reason}; pass inputs as the training loader does."
+                ) from error
+        if drawn.moved() or host.moved():
+            watcher.trace.notes.append("the forward draws random numbers in eval")
+    watcher.trace.outputs = [watcher.value(t) for t in _tensors(output)]
+    return watcher.trace
+
+
+def _check_device(model: nn.Module, inputs: Any) -> None:
+    devices = {p.device for p in model.parameters()}
+    if len(devices) != 1:
+        return
+    (home,) = devices
+    for tensor in _tensors(inputs):
+        if tensor.device.type != home.type:
+            raise DataError(
+                f"the example must be on the model's device {home}, got {tensor.device}; "
+                f"move it with .to({str(home)!r})."
+            )
+
+
+class _Watcher(TorchDispatchMode):
+    def __init__(self, model: nn.Module, inputs: Any) -> None:
+        super().__init__()
+        self.trace = Trace(names={m: name for name, m in model.named_modules()})
+        self._names = {id(t): name for name, t in model.named_parameters()}
+        self._names.update({id(t): name for name, t in model.named_buffers()})
+        self._value: dict[int, Value] = {}
+        self._sharing: dict[int, list[Tensor]] = {}
+        self._stack: list[Call] = []
+        self._inside_recurrent = 0
+        for tensor in _tensors(inputs):
+            self._add("input", "input", (), {}, [tensor]).outputs[0].moving = True
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if self._inside_recurrent:
+            return output
+        if is_collective(func):
+            self._note("operations between processes are not followed")
+        if operation_name(func) in ("_local_scalar_dense", "item", "nonzero", "is_nonzero"):
+            self._note("the forward reads numbers back into Python: other inputs may go other ways")
+        written = written_tensors(func, args, kwargs)
+        results = _tensors(output)
+        results += [w for w in written if not any(w is r for r in results)]
+        given = tree_map(self._or_value, (args, dict(kwargs)))
+        kind, name = operation_kind(func), operation_name(func)
+        self._add(kind, name, given[0], given[1], results, op=func)
+        for tensor in written:
+            self._refresh_views(tensor)
+        return output
+
+    def value(self, tensor: Tensor) -> Value:
+        """The value that a tensor holds now."""
+        known = self._value.get(id(tensor))
+        if known is None:
+            known = Value(tensor, None, self._names.get(id(tensor), ""))
+            self._hold(tensor, known)
+        return known
+
+    def _or_value(self, leaf: Any) -> Any:
+        return self.value(leaf) if isinstance(leaf, Tensor) else leaf
+
+    def _hold(self, tensor: Tensor, value: Value) -> None:
+        if id(tensor) not in self._value and tensor.layout is torch.strided:
+            self._sharing.setdefault(storage_key(tensor), []).append(tensor)
+        self._value[id(tensor)] = value
+
+    def _add(
+        self,
+        kind: str,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        results: list[Tensor],
+        op: OpOverload | None = None,
+    ) -> Operation:
+        module = self._stack[-1].module if self._stack else None
+        number = len(self.trace.operations)
+        operation = Operation(number, op, kind, name, args, kwargs, module)
+        given = operation.inputs()
+        for value in given:
+            value.users.append(operation)
+        moving = any(value.moving for value in given)
+        for tensor in results:
+            value = Value(tensor, operation, moving=moving)
+            operation.outputs.append(value)
+            self._hold(tensor, value)
+        self.trace.operations.append(operation)
+        return operation
+
+    def _refresh_views(self, written: Tensor) -> None:
+        """Give the other views of memory that was written into the value that they now hold."""
+        if written.layout is not torch.strided:
+            return
+        new = self.value(written)
+        for other in list(self._sharing.get(storage_key(written), ())):
+            if other is written:
+                continue
+            old = self.value(other)
+            if other.numel() == written.numel():
+                self._add("view", "alias", (new,), {}, [other])
+            elif other.numel() < written.numel():
+                self._add("slice", "alias", (new,), {}, [other])
+            else:
+                self._add("cat", "alias", (old, new), {}, [other])
+
+    def _note(self, words: str) -> None:
+        if words not in self.trace.notes:
+            self.trace.notes.append(words)
+
+    # ---- the modules -------------------------------------------------------------------------
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Follow which module runs, by hooks on every module; only those of the model count."""
+        handles = [
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave, always_call=True),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        if module not in self.trace.names:
+            return
+        start = len(self.trace.operations)
+        given = [] if self._inside_recurrent else [self.value(t) for t in _tensors(args)]
+        self._stack.append(Call(module, given, start=start))
+        self._inside_recurrent += isinstance(module, RECURRENT)
+
+    def _leave(self, module: nn.Module, _args: Any, output: Any) -> None:
+        if module not in self.trace.names or not self._stack:
+            return
+        call = self._stack[-1]
+        if isinstance(module, RECURRENT):
+            self._inside_recurrent -= 1
+            if not self._inside_recurrent and output is not None:
+                weights = tuple(self.value(p) for p in module.parameters())
+                self._add(
+                    "recurrent", type(module).__name__.lower(), (*call.inputs, *weights), {},
+                    _tensors(output),
+                )  # fmt: skip
+        self._stack.pop()
+        if not self._inside_recurrent:
+            call.outputs = [self.value(t) for t in _tensors(output)]
+            call.stop = len(self.trace.operations)
+            self.trace.calls.append(call)
+
+
+def _leaves(tree: Any) -> list[Any]:
+    return tree_leaves(tree)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    """The tensors of a pytree; of objects that pytree does not know, their own attributes."""
     found: list[Tensor] = []
-    for key in written_arguments(op):
-        at = args[key] if isinstance(key, int) and key < len(args) else None
-        value = kwargs.get(key) if isinstance(key, str) else at
-        values = value if isinstance(value, list | tuple) else (value,)
-        found += [v for v in values if isinstance(v, Tensor)]
-    hidden = _running_statistics(op)
-    if hidden is not None and len(args) > hidden[2] and args[hidden[2]]:
-        found += [a for a in (args[hidden[0]], args[hidden[1]]) if isinstance(a, Tensor)]
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif not isinstance(leaf, nn.Module | type) and hasattr(leaf, "__dict__"):
+            found += [v for v in vars(leaf).values() if isinstance(v, Tensor)]
     return found
-
-
-def storage_key(tensor: Tensor) -> int:
-    """Identity of the memory behind a tensor: the same for all its views, as long as it lives."""
-    return int(tensor.untyped_storage()._cdata)
