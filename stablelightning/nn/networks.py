@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from stablelightning.errors import RecipeError
 from stablelightning.nn.heads import Gaussian, GaussianHead
+from stablelightning.nn.settings import check_dropout, check_sizes
 
 
 class MLP(nn.Module):
@@ -48,8 +49,8 @@ class MLP(nn.Module):
         variance: bool = False,
     ) -> None:
         super().__init__()
-        _check_sizes(in_features=[in_features], out_features=[out_features], hidden=hidden)
-        _check_dropout(dropout)
+        check_sizes(in_features=in_features, out_features=out_features, hidden=hidden)
+        check_dropout(dropout)
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise((in_features, *hidden)):
             layers += [nn.Linear(inputs, outputs), activation(), nn.Dropout(dropout)]
@@ -101,8 +102,8 @@ class ConvNet(nn.Module):
         variance: bool = False,
     ) -> None:
         super().__init__()
-        _check_sizes(in_channels=[in_channels], out_features=[out_features], channels=channels)
-        _check_dropout(dropout)
+        check_sizes(in_channels=in_channels, out_features=out_features, channels=channels)
+        check_dropout(dropout)
         if not channels:
             raise RecipeError("channels must name at least one stage, got none; try [32, 64].")
         stages = [
@@ -131,17 +132,3 @@ def _head(in_features: int, out_features: int, *, variance: bool) -> nn.Module:
     if variance:
         return GaussianHead(in_features, out_features)
     return nn.Linear(in_features, out_features)
-
-
-def _check_sizes(**sizes: Sequence[int]) -> None:
-    for name, values in sizes.items():
-        for value in values:
-            if value < 1:
-                raise RecipeError(f"{name} must be >= 1, got {value}; a layer needs a width.")
-
-
-def _check_dropout(dropout: float) -> None:
-    if not 0 <= dropout < 1:
-        raise RecipeError(
-            f"dropout must be in [0, 1), got {dropout}; 0 turns it off, 0.1 is a mild choice."
-        )
