@@ -1,0 +1,183 @@
+"""The page of a diagnosis as one HTML file, and the three files that the doctor leaves."""
+
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stablelightning.optional import require
+from stablelightning.report.depth import DEPTH_HEIGHT, DEPTH_WIDTH, depth_sentence, draw_depth
+from stablelightning.report.depth import SEVERITIES as SEVERITY_COLOURS
+from stablelightning.report.diagnosis import (
+    diagnosis_figure,
+    layer_rows,
+    sentence,
+    short_number,
+    summary_line,
+)
+from stablelightning.report.files import written_whole
+from stablelightning.report.style import COLOURS, DPI, FAINT, INK, MUTED, new_figure
+
+if TYPE_CHECKING:
+    from stablelightning.model.cures import Treatment
+    from stablelightning.model.diagnosis import Diagnosis
+
+_TEMPLATE = "diagnosis.html.jinja"
+
+
+def diagnosis_page(
+    diagnosis: "Diagnosis",
+    *,
+    title: str = "Before training",
+    treatments: "Sequence[Treatment]" = (),
+) -> str:
+    """Make a page of the depth plot, what was done, the findings and every layer's numbers.
+
+    Args:
+        diagnosis: with its ``before`` where cures were applied; what these cured is listed too.
+        title: of the page.
+        treatments: what the cures did, in words.
+
+    Returns:
+        HTML that needs no other file and no network: the plot is inside as SVG. Names of modules
+        and messages are escaped.
+
+    Raises:
+        MissingPackageError: jinja2 or matplotlib is not installed.
+
+    Example:
+        >>> import torch
+        >>> import stablelightning as sl
+        >>> page = diagnosis_page(sl.diagnose(torch.nn.Linear(4, 2), torch.randn(16, 4)))
+        >>> page.count("<svg"), "http-equiv" in page
+        (1, False)
+    """
+    jinja2 = require("jinja2", extra="recipes")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(sentence=sentence, number=_cell)
+    source = files("stablelightning.report").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    columns, rows = layer_rows(diagnosis.layers)
+    html: str = environment.from_string(source).render(
+        title=title,
+        lead=depth_sentence(diagnosis) if diagnosis.layers else summary_line(diagnosis),
+        chips=_chips(diagnosis),
+        plot=_svg(diagnosis) if diagnosis.layers else None,
+        treatments=treatments,
+        groups=_groups(diagnosis),
+        columns=columns,
+        rows=rows,
+        severities=SEVERITY_COLOURS,
+        ink=INK,
+        muted=MUTED,
+        faint=FAINT,
+        green=COLOURS[2],
+    )
+    return html
+
+
+def write_diagnosis(
+    diagnosis: "Diagnosis",
+    folder: str | os.PathLike[str],
+    *,
+    title: str = "Before training",
+    treatments: "Sequence[Treatment]" = (),
+    name: str = "doctor",
+) -> list[Path]:
+    """Write the page as ``doctor.html``, ``doctor.png`` and ``doctor.json``, each whole.
+
+    Args:
+        diagnosis: as for :func:`diagnosis_page`.
+        folder: made if it is missing; files of these names are replaced.
+        title: of the page.
+        treatments: what the cures did, in words.
+        name: of the files.
+
+    Returns:
+        The paths; without the figure where the diagnosis has no layers.
+
+    Raises:
+        OutputError: the folder cannot be written.
+        MissingPackageError: jinja2 or matplotlib is not installed.
+
+    Example:
+        >>> import tempfile, torch
+        >>> import stablelightning as sl
+        >>> diagnosis = sl.diagnose(torch.nn.Linear(4, 2), torch.randn(16, 4))
+        >>> sorted(path.name for path in write_diagnosis(diagnosis, tempfile.mkdtemp()))
+        ['doctor.html', 'doctor.json', 'doctor.png']
+    """
+    folder = Path(folder)
+    # All is made before anything is written.
+    page = diagnosis_page(diagnosis, title=title, treatments=treatments)
+    figure = diagnosis_figure(diagnosis) if diagnosis.layers else None
+    record = diagnosis.to_dict()
+    record["treatments"] = [treatment.to_dict() for treatment in treatments]
+    text = json.dumps(_finite(record), indent=2, allow_nan=False)
+    written = [folder / f"{name}.html", folder / f"{name}.json"]
+    for path, content in zip(written, (page, text), strict=True):
+        with written_whole(path) as temporary:
+            temporary.write_text(content + "\n", encoding="utf-8")
+    if figure is not None:
+        written.append(folder / f"{name}.png")
+        with written_whole(written[-1]) as temporary:
+            figure.savefig(temporary, dpi=DPI)
+    return written
+
+
+def _chips(diagnosis: "Diagnosis") -> list[tuple[str, str]]:
+    def per_layer(slope: float) -> str:
+        return f"x {math.exp(slope):.3g}" if math.isfinite(slope) else "not finite"
+
+    chips = [
+        ("layers", str(len(diagnosis.layers))),
+        ("signal per layer", per_layer(diagnosis.forward_slope)),
+        ("gradient per layer, on its way back", per_layer(-diagnosis.gradient_slope)),
+        ("of the gradients underflow", f"{100 * diagnosis.underflow:.2g} %"),
+    ]
+    return [(summary_line(diagnosis), ""), *chips]
+
+
+def _groups(diagnosis: "Diagnosis") -> list[tuple[str, Any, bool]]:
+    """Headings, each with its findings and whether these still stand."""
+    before = diagnosis.before
+    left = {(finding.code, finding.module) for finding in diagnosis.findings}
+    cured = [f for f in before.findings if (f.code, f.module) not in left] if before else []
+    heading = "What is left" if before else "Findings"
+    groups = [(heading if left else "No findings", diagnosis.findings, True)]
+    return [*groups, ("Found before the cures, and gone", cured, False)] if cured else groups
+
+
+def _svg(diagnosis: "Diagnosis") -> Any:
+    """The depth plot without its sentence, which is the page's own; safe to put into HTML."""
+    matplotlib = require("matplotlib", extra="recipes")
+    figure = new_figure(DEPTH_WIDTH, DEPTH_HEIGHT)
+    draw_depth(figure, diagnosis)
+    buffer = io.StringIO()
+    # Without a date and with a salt of its own, equal diagnoses make equal pages.
+    with matplotlib.rc_context({"svg.hashsalt": "stablelightning"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    return require("markupsafe", extra="recipes").Markup(svg)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "-" if value is None else str(value)
+    return short_number(value)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become words."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if isinstance(value, dict):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
