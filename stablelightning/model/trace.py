@@ -17,6 +17,7 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -40,6 +41,19 @@ from stablelightning.model.stochastic import StochasticModules, sampling_mode
 
 #: Modules whose kernels hide gates and time steps: each call counts as one operation.
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+#: Operations that take a tensor's shape and none of its numbers.
+_NEW = (
+    "empty_like",
+    "full_like",
+    "new_empty",
+    "new_full",
+    "new_ones",
+    "new_zeros",
+    "ones_like",
+    "rand_like",
+    "randn_like",
+    "zeros_like",
+)
 
 
 @dataclass(eq=False)
@@ -158,6 +172,7 @@ def watch(model: nn.Module, inputs: Any, *, call: Callable[..., Any] | None = No
     args, kwargs = arguments_of(inputs)
     _check_device(model, (args, kwargs))
     watcher = _Watcher(model, (args, kwargs))
+    lazy = any(is_lazy(p) for p in model.parameters())  # the pass draws their first numbers
     drawn, host = GeneratorWatch(), HostGeneratorWatch()
     everything = StochasticModules(modules=modules_of(model))
     with Footprint(model), undisturbed_generators(), sampling_mode(everything):
@@ -172,7 +187,7 @@ def watch(model: nn.Module, inputs: Any, *, call: Callable[..., Any] | None = No
                     f"the example must fit the forward of {type(model).__name__}, which raised "
                     f"{type(error).__name__}: {reason}; pass inputs as the training loader does."
                 ) from error
-        if drawn.moved() or host.moved():
+        if host.moved() or (drawn.moved() and not lazy):
             watcher.trace.notes.append("the forward draws random numbers in eval")
     watcher.trace.outputs = [watcher.value(t) for t in _tensors(output)]
     return watcher.trace
@@ -193,7 +208,7 @@ def _check_device(model: nn.Module, inputs: Any) -> None:
 
 class _Watcher(TorchDispatchMode):
     def __init__(self, model: nn.Module, inputs: Any) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.trace = Trace(names={m: name for name, m in model.named_modules()})
         self._names = {id(t): name for name, t in model.named_parameters()}
         self._names.update({id(t): name for name, t in model.named_buffers()})
@@ -256,7 +271,7 @@ class _Watcher(TorchDispatchMode):
         given = operation.inputs()
         for value in given:
             value.users.append(operation)
-        moving = any(value.moving for value in given)
+        moving = name not in _NEW and any(value.moving for value in given)
         for tensor in results:
             value = Value(tensor, operation, moving=moving)
             operation.outputs.append(value)

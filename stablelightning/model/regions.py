@@ -1,0 +1,248 @@
+"""Pointwise regions: every function of one number that a forward computes, however it is written.
+
+``x * sigmoid(x)``, softsign or a hand-written GELU run as several operations. Those that need
+nothing but one tensor and constants are taken together and replayed on numbers of our choice.
+"""
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from stablelightning.model.operations import written_arguments
+from stablelightning.model.trace import Operation, Value
+
+Scalar = Callable[[Tensor], Tensor]
+
+#: Operations that change how numbers are stored, not which: part of a region.
+_SAME_NUMBERS = ("_to_copy", "alias", "clone", "contiguous", "detach", "lift_fresh", "to")
+_PRELU = ("_prelu_kernel", "prelu")
+#: The slopes that nn.RReLU draws between, unless it is told others.
+_RRELU_SLOPES = (1 / 8, 1 / 3)
+#: Where functions are compared: both sides of the origin, into the tails, off the usual kinks.
+_GRID = tuple(i / 16 + 0.01 for i in range(-128, 129))
+#: Two functions are one if they differ by no more than single-precision constants make them differ.
+_SAME = 2e-6
+#: What nn.PReLU starts from, for weights that hold no numbers yet.
+_PRELU_START = 0.25
+
+
+@dataclass(eq=False)
+class Region:
+    """All values that are pointwise functions of one value.
+
+    Args:
+        start: the value that they are functions of.
+        operations: what computes them, in order.
+        exits: those that something outside of the region reads, in the order in which they were
+            made; the start itself may be one.
+    """
+
+    start: Value
+    operations: list[Operation] = field(default_factory=list)
+    exits: list[Value] = field(default_factory=list)
+
+    def function(self, exit_value: Value) -> Scalar:
+        """The function from the start to one of the exits, on tensors of any float type."""
+        needed = _needed(self.operations, exit_value)
+
+        def replay(x: Tensor) -> Tensor:
+            numbers = {id(self.start): x}
+            for operation in needed:
+                for value, result in zip(operation.outputs, _run(operation, numbers), strict=False):
+                    numbers[id(value)] = result
+            return numbers[id(exit_value)]
+
+        return replay
+
+
+def region_of(start: Value, outputs: set[int]) -> Region:
+    """Collect the pointwise region that begins at a value.
+
+    Args:
+        start: any value of a trace.
+        outputs: ids of the values that the model returns: they are read from outside.
+
+    Returns:
+        The region; its only exit is the start where nothing pointwise follows.
+    """
+    region = Region(start)
+    inside = {id(start)}
+    values = [start]
+    pending = [(user.number, user) for user in start.users]
+    heapq.heapify(pending)
+    seen: set[int] = set()
+    while pending:
+        number, operation = heapq.heappop(pending)
+        if number in seen:
+            continue
+        seen.add(number)
+        if not _is_pointwise(operation, inside):
+            continue
+        region.operations.append(operation)
+        # A second output, such as a buffer for the backward pass, is nobody's business.
+        value = operation.outputs[0]
+        inside.add(id(value))
+        values.append(value)
+        for user in value.users:
+            heapq.heappush(pending, (user.number, user))
+    members = {id(operation) for operation in region.operations}
+    for value in values:
+        if id(value) in outputs or any(id(user) not in members for user in value.users):
+            region.exits.append(value)
+    return region
+
+
+def _is_pointwise(operation: Operation, inside: set[int]) -> bool:
+    if operation.op is None or not operation.outputs:
+        return False
+    same_numbers = operation.kind == "view" and operation.name in _SAME_NUMBERS
+    if not same_numbers and operation.kind not in ("pointwise", "add", "multiply"):
+        return False
+    if operation.name == "rrelu_with_noise" or operation.name in _PRELU:
+        return True
+    return all(id(v) in inside or constant(v) is not None for v in operation.inputs())
+
+
+def constant(value: Value) -> float | None:
+    """The one number that a value holds everywhere, if it does not depend on the inputs."""
+    if value.moving or value.tensor.numel() == 0 or value.tensor.is_complex():
+        return None
+    tensor = value.tensor.detach()
+    if tensor.is_meta:
+        return None
+    first = tensor.flatten()[0]
+    if tensor.numel() > 1 and not bool((tensor == first).all()):
+        return None
+    return float(first)
+
+
+def _needed(operations: list[Operation], exit_value: Value) -> list[Operation]:
+    wanted, needed = {id(exit_value)}, []
+    for operation in reversed(operations):
+        if id(operation.outputs[0]) in wanted:
+            needed.append(operation)
+            wanted.update(id(v) for v in operation.inputs())
+    return needed[::-1]
+
+
+def _run(operation: Operation, numbers: dict[int, Tensor]) -> list[Tensor]:
+    op = operation.op
+    assert op is not None
+    first = next(numbers[id(v)] for v in operation.inputs() if id(v) in numbers)
+    if operation.name in _SAME_NUMBERS:
+        return [first]
+    if operation.name == "rrelu_with_noise":  # in eval: the mean of its slopes
+        given_slopes = [float(a) for a in operation.args[2:4]]
+        slopes = [*given_slopes, *_RRELU_SLOPES[len(given_slopes) :]]
+        return [F.leaky_relu(first, sum(slopes) / 2)]
+
+    def given(leaf: Any) -> Any:
+        if not isinstance(leaf, Value):
+            return leaf
+        if id(leaf) in numbers:
+            return numbers[id(leaf)]
+        number = constant(leaf)
+        if number is None:  # PReLU's slopes: one each channel, or not there yet
+            number = _PRELU_START if leaf.tensor.is_meta else float(leaf.tensor.mean())
+        dtype = first.dtype if leaf.tensor.is_floating_point() else leaf.tensor.dtype
+        return torch.tensor(number, dtype=dtype, device=first.device)
+
+    args, kwargs = tree_map(given, (operation.args, operation.kwargs))
+    args = list(args)
+    for position in written_arguments(op):  # the numbers given belong to the caller
+        if isinstance(position, int) and position < len(args):
+            args[position] = args[position].clone()
+    return [t for t in tree_leaves(op(*args, **kwargs)) if isinstance(t, Tensor)]
+
+
+# ---- what a function is -------------------------------------------------------------------------
+
+
+@cache
+def _known() -> dict[str, Tensor]:
+    x = torch.tensor(_GRID, dtype=torch.float64)
+    functions: dict[str, Scalar] = {
+        "relu": F.relu,
+        "relu6": F.relu6,
+        "gelu": F.gelu,
+        "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+        "silu": F.silu,
+        "mish": F.mish,
+        "selu": F.selu,
+        "elu": F.elu,
+        "tanh": torch.tanh,
+        "sigmoid": torch.sigmoid,
+        "hardswish": F.hardswish,
+        "hardsigmoid": F.hardsigmoid,
+        "hardtanh": F.hardtanh,
+        "softplus": F.softplus,
+        "softsign": F.softsign,
+        "logsigmoid": F.logsigmoid,
+        "tanhshrink": F.tanhshrink,
+        "scaled_sigmoid": lambda z: 4 * torch.sigmoid(z) - 2,
+        "quick_gelu": lambda z: z * torch.sigmoid(1.702 * z),
+        "squared_relu": lambda z: F.relu(z).square(),
+        "square": torch.square,
+        "abs": torch.abs,
+        "exp": torch.exp,
+        "sin": torch.sin,
+        "cos": torch.cos,
+        "erf": torch.erf,
+    }
+    return {name: function(x) for name, function in functions.items()}
+
+
+def evaluate(function: Scalar) -> Tensor | None:
+    """The function on the grid on which functions are compared; ``None`` if it cannot run there."""
+    try:
+        return function(torch.tensor(_GRID, dtype=torch.float64)).double()
+    except (RuntimeError, TypeError, NotImplementedError):
+        return None
+
+
+def affine(function: Scalar) -> tuple[float, float] | None:
+    """Slope and intercept, if the function is a straight line.
+
+    Example:
+        >>> affine(lambda x: 3 * x + 1)
+        (3.0, 1.0)
+        >>> affine(torch.relu) is None
+        True
+    """
+    y = evaluate(function)
+    if y is None or y.shape != (len(_GRID),):
+        return None
+    x = torch.tensor(_GRID, dtype=torch.float64)
+    slope = float((y[-1] - y[0]) / (x[-1] - x[0]))
+    intercept = float(y[0] - slope * x[0])
+    scale = max(1.0, abs(slope), abs(intercept))
+    if bool(((slope * x + intercept - y).abs() < _SAME * scale * abs(x).max()).all()):
+        return round(slope, 9), round(intercept, 9)
+    return None
+
+
+def name_of(function: Scalar, operations: list[Operation]) -> str:
+    """A name for a function: of the one it equals, else of the operations that compute it."""
+    y = evaluate(function)
+    if y is not None and y.shape == (len(_GRID),):
+        for name, values in _known().items():
+            if bool(((y - values).abs() <= _SAME * values.abs().clamp_min(1)).all()):
+                return "gelu" if name == "gelu_tanh" else name
+        if any(o.name in _PRELU for o in operations):
+            return "prelu"
+        if any(o.name == "rrelu_with_noise" for o in operations):
+            return "rrelu"
+        x = torch.tensor(_GRID, dtype=torch.float64)
+        slope = float(y[0] / x[0])
+        leaky = torch.where(x > 0, x, slope * x)
+        if bool(((y - leaky).abs() <= _SAME * 8).all()):
+            return "leaky_relu"
+    names = list(dict.fromkeys(o.name for o in operations if o.kind != "view"))
+    return names[0] if len(names) == 1 else "pointwise(" + ", ".join(names) + ")"
