@@ -260,7 +260,7 @@ class _Follower:
         self, user: Operation, value: Value, start: Value, route: tuple[str, ...]
     ) -> list["_End | _Step"]:
         """What one reader does with the value."""
-        if not user.outputs or user.name in _DEAD_ENDS:
+        if not user.outputs or not user.outputs[0].moving or user.name in _DEAD_ENDS:
             return []
         place = "" if user.module is None else self._names[user.module]
         if user.number in self._weights:
