@@ -64,7 +64,7 @@ class LayerRole:
         branch: the innermost residual branch that it is part of.
         uses: how often the forward uses it.
         is_input: whether it reads the model's input, no other weight between.
-        is_output: whether its output is what the model returns.
+        is_output: whether the model returns its output, perhaps bent, with no weight after it.
     """
 
     name: str
@@ -147,20 +147,20 @@ def read(model: nn.Module, trace: Trace) -> Attribution:
     layers = []
     for parameters, use in first.items():
         found = follower.consumers(use.output)
-        chosen = found[0] if found else (Consumer("linear"), True)
+        chosen = found[0] if found else Consumer("linear")
         layers.append(
             LayerRole(
                 name=use.name,
                 module=use.module,
                 kind=use.kind,
                 parameters=parameters,
-                consumer=chosen[0],
-                others=tuple(consumer for consumer, _ in found[1:]),
+                consumer=chosen,
+                others=tuple(found[1:]),
                 depth=way.depth[use.operation.number],
                 branch=_innermost(branches, use.operation.number),
                 uses=times[parameters],
                 is_input=way.depth[use.operation.number] == 0,
-                is_output=chosen[1],
+                is_output=use.operation.number in way.last,
             )
         )
     notes = [*trace.notes, *_unreached(model, layers)]
@@ -192,9 +192,9 @@ class _Follower:
         self._weights = {use.operation.number for use in uses}
         self._names = trace.names
 
-    def consumers(self, start: Value) -> list[tuple[Consumer, bool]]:
-        """Every consumer, the one that counts first; with each, whether it is the model's end."""
-        found: list[tuple[int, bool, int, Consumer, bool]] = []
+    def consumers(self, start: Value) -> list[Consumer]:
+        """Every consumer, the one that counts first."""
+        found: list[tuple[int, bool, int, Consumer]] = []
         order = count()
         pending: list[tuple[int, int, Value, tuple[str, ...]]] = [(0, next(order), start, ())]
         seen: set[int] = set()
@@ -210,16 +210,13 @@ class _Follower:
                 if isinstance(step, _End):
                     limit = adds
                     straight = step.consumer.function is None
-                    found.append((adds, straight, step.number, step.consumer, step.is_output))
+                    found.append((adds, straight, step.number, step.consumer))
                 else:
                     further = adds + (step.kind == "add")
                     passed = route if step.kind == "view" else (*route, step.kind)
                     heapq.heappush(pending, (further, next(order), step.value, passed))
         found.sort(key=lambda item: item[:3])
-        unique: dict[Consumer, bool] = {}
-        for *_, consumer, is_output in found:
-            unique.setdefault(consumer, is_output)
-        return list(unique.items())
+        return list(dict.fromkeys(consumer for *_, consumer in found))
 
     def _steps(self, value: Value, route: tuple[str, ...]) -> list["_End | _Step"]:
         """Where a value goes: to consumers, or on to other values."""
@@ -241,7 +238,7 @@ class _Follower:
                 steps.append(self._bends(function, operations, route, bent))
                 continue
             if id(exit_value) in self._outputs:
-                steps.append(_End(Consumer("linear", None, *_way(route)), 1 << 60, True))
+                steps.append(_End(Consumer("linear", None, *_way(route)), 1 << 60))
             for user in exit_value.users:
                 if id(user) not in inside and user.number not in statistics:
                     steps += self._past(user, exit_value, value, route)
@@ -254,7 +251,7 @@ class _Follower:
         assert maker is not None
         name = name_of(function, operations)
         place = "" if maker.module is None else self._names[maker.module]
-        return _End(Consumer(name, function, *_way(route), module=place), maker.number, False)
+        return _End(Consumer(name, function, *_way(route), module=place), maker.number)
 
     def _past(
         self, user: Operation, value: Value, start: Value, route: tuple[str, ...]
@@ -265,7 +262,7 @@ class _Follower:
         place = "" if user.module is None else self._names[user.module]
         if user.number in self._weights:
             name = "recurrent" if user.kind == "recurrent" else "linear"
-            return [_End(Consumer(name, None, *_way(route), module=place), user.number, False)]
+            return [_End(Consumer(name, None, *_way(route), module=place), user.number)]
         named = {
             "softmax": "softmax",
             "attention": "attention",
@@ -276,7 +273,7 @@ class _Follower:
         }
         if user.kind in named:
             consumer = Consumer(named[user.kind], None, *_way(route), module=place)
-            return [_End(consumer, user.number, False)]
+            return [_End(consumer, user.number)]
         if user.kind in _TRANSPARENT:
             kind = user.kind
             outputs = user.outputs[:1] if kind in ("norm", "pool") else user.outputs
@@ -302,7 +299,7 @@ class _Follower:
             return [_Step("add", output)]
         shape = value.tensor.shape
         if all(v.tensor.shape == shape for v in others):
-            return [_End(Consumer("gate", None, *_way(route), module=place), user.number, False)]
+            return [_End(Consumer("gate", None, *_way(route), module=place), user.number)]
         broadcast = output.tensor.shape == shape
         return [_Step("gate", output)] if broadcast else []
 
@@ -380,7 +377,6 @@ class _Follower:
 class _End:
     consumer: Consumer
     number: int
-    is_output: bool
 
 
 @dataclass(frozen=True)

@@ -51,11 +51,13 @@ class Way:
         depth: of each operation: weights on the longest path before it.
         longest: on the longest path through the model.
         plain: on the longest stretch without a norm or a way around.
+        last: numbers of the operations whose result the model returns with no weight after them.
     """
 
     depth: list[int]
     longest: int
     plain: int
+    last: frozenset[int]
 
 
 def find_branches(trace: Trace, uses: list[WeightUse]) -> tuple[list[Branch], Way]:
@@ -183,7 +185,16 @@ class _Graph:
                 stretch = 0
             plain.append(stretch + (operation.number in self.layer))
         ends = [d + (n in self.layer) for n, d in enumerate(depth)]
-        return Way(depth, max(ends, default=0), max(plain, default=0))
+        return Way(depth, max(ends, default=0), max(plain, default=0), self._last())
+
+    def _last(self) -> frozenset[int]:
+        returned = upstream = 0
+        for value in self.trace.outputs:
+            if value.moving and value.maker is not None:
+                returned |= self._through(value)
+        for number in self.layer:
+            upstream |= self.before[number]
+        return frozenset(_bits(returned & self.layers & ~upstream))
 
 
 def _bits(mask: int) -> list[int]:
