@@ -24,6 +24,8 @@ The rules a careful person follows where there is a choice:
 - the projection on a skip path ends no residual branch: zeroing it would cut the stream;
 - in a gated product the branch through the non-linearity is consumed by that, the other is a
   ``gate``; the scale of squeeze-and-excite is an activation like any other;
+- an attention module has two weights: the joint projection that it owns (its own line), read by
+  the attention itself, and that of its output, which it never calls as a module;
 - a layer that is there and never runs is not in the table.
 """
 
@@ -301,10 +303,11 @@ recurrent  recurrent  linear
 fc         linear     linear            out
 """
 
+#: The next step's cell reads the state before the head does.
 UNROLLED = """
-read  linear     relu    in?  u=5  d=?
-cell  recurrent  linear       u=5  in?  d=?
-fc    linear     linear  out
+read  linear     relu              in?  u=5
+cell  recurrent  linear|recurrent  in?  u=5
+fc    linear     linear            out
 """
 
 LANGUAGE_MODEL = """
@@ -339,26 +342,29 @@ value  linear  attention|linear   in   d=0
 out    linear  linear             out  d=1
 """
 
-#: The sum is read by attention through the norm, and by the head without one.
+#: The sum is read by attention through the norm, and by the head without one. The attention has
+#: two weights: the joint projection of its inputs, its own, and that of its output.
 MULTIHEAD = """
-read       linear     linear|attention  norm?  in  d=0
-attention  attention  linear|attention  last       d=1
-head       linear     linear            out        d=2
+read                linear     linear     norm?  in  d=0
+attention           attention  attention             d=1
+attention.out_proj  linear     linear     last       d=2
+head                linear     linear     out        d=3
 """
 
-MULTIHEAD_BRANCHES = [ExpectedBranch(("attention",), None, True)]
+MULTIHEAD_BRANCHES = [ExpectedBranch(("attention", "attention.out_proj"), None, True)]
 
 
 def encoder_table(layers: int, *, norm_first: bool) -> str:
     """With the norm first the head reads the stream without one: there is no final norm."""
-    lines = [f"read linear linear|attention {'norm?' if norm_first else ''} in"]
+    lines = [f"read linear linear {'norm?' if norm_first else ''} in"]
     for layer in range(layers):
         path = f"encoder.layers.{layer}"
         end = "norm?" if norm_first else "norm"
         lines += [
-            f"{path}.self_attn attention linear|attention {end} last",
+            f"{path}.self_attn attention attention",
+            f"{path}.self_attn.out_proj linear linear {end} last",
             f"{path}.linear1 linear relu",
-            f"{path}.linear2 linear linear|attention {end} last",
+            f"{path}.linear2 linear linear {end} last",
         ]
     return "\n".join([*lines, "head linear linear out"])
 
@@ -368,5 +374,5 @@ def encoder_branches(layers: int, *, norm_first: bool) -> list[ExpectedBranch]:
     return [
         ExpectedBranch(tuple(f"encoder.layers.{layer}.{part}" for part in parts), None, norm_first)
         for layer in range(layers)
-        for parts in (("self_attn",), ("linear1", "linear2"))
+        for parts in (("self_attn", "self_attn.out_proj"), ("linear1", "linear2"))
     ]
