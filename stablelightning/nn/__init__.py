@@ -11,7 +11,8 @@ from stablelightning.nn.activations import (
 from stablelightning.nn.blocks import ConvBlock, DenseBlock
 from stablelightning.nn.heads import Gaussian, GaussianHead
 from stablelightning.nn.highway import HighwayBlock
-from stablelightning.nn.networks import MLP, ConvNet
+from stablelightning.nn.networks import MLP, ConvNet, DeepMLP, RecurrentNet
+from stablelightning.nn.recurrent import LockedDropout, VariationalGRU, VariationalLSTM
 from stablelightning.nn.residual import (
     ConvBottleneckBlock,
     ConvPreActivationBlock,
@@ -28,17 +29,22 @@ __all__ = [
     "ConvNet",
     "ConvPreActivationBlock",
     "ConvResidualBlock",
+    "DeepMLP",
     "DenseBlock",
     "DensePreActivationBlock",
     "DenseResidualBlock",
     "Gaussian",
     "GaussianHead",
     "HighwayBlock",
+    "LockedDropout",
     "Maxout",
     "MaxoutConv1d",
     "MaxoutConv2d",
     "MaxoutConv3d",
     "MaxoutLinear",
+    "RecurrentNet",
     "ScaledResidual",
     "ScaledSigmoid",
+    "VariationalGRU",
+    "VariationalLSTM",
 ]

@@ -1,12 +1,13 @@
-"""Small networks to start from: a perceptron for rows, a convolutional one for small images."""
+"""Small networks to start from: for rows, for small images, for sequences."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
 
-from stablelightning.errors import RecipeError
+from stablelightning.errors import DataError, RecipeError
 from stablelightning.nn.heads import Gaussian, GaussianHead
+from stablelightning.nn.recurrent import VariationalLSTM
 from stablelightning.nn.settings import check_dropout, check_sizes
 
 
@@ -61,6 +62,51 @@ class MLP(nn.Module):
         """Predict from rows ``(N, ...)``."""
         output: Tensor | Gaussian = self.head(self.body(inputs.flatten(1)))
         return output
+
+
+class DeepMLP(MLP):
+    """A plain stack of equal hidden layers: depth and width instead of a list.
+
+    Args:
+        in_features: number of inputs per row, >= 1; images and the like are flattened to it.
+        out_features: number of outputs, >= 1.
+        depth: number of hidden layers, >= 1. Beyond about 20 a plain stack trains only from a
+            suitable initialization, or not at all: a stack of
+            :class:`~stablelightning.nn.residual.ScaledResidual` has no such limit.
+        width: units of each hidden layer, >= 1.
+        activation: makes the non-linearity, such as ``nn.ReLU`` or ``nn.SELU``.
+        dropout: probability of dropping a unit of each hidden layer, in [0, 1). It adds up over
+            the depth.
+
+    Shape:
+        ``(N, ...)`` with ``in_features`` numbers per row to ``(N, out_features)``.
+
+    Raises:
+        RecipeError: a setting is out of its range.
+
+    Example:
+        >>> sum(isinstance(m, nn.Linear) for m in DeepMLP(64, 10, depth=30, width=16).modules())
+        31
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int = 1,
+        *,
+        depth: int = 50,
+        width: int = 128,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        dropout: float = 0.0,
+    ) -> None:
+        check_sizes(depth=depth, width=width)
+        super().__init__(
+            in_features,
+            out_features,
+            hidden=[width] * depth,
+            activation=activation,
+            dropout=dropout,
+        )
 
 
 class ConvNet(nn.Module):
@@ -125,6 +171,72 @@ class ConvNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor | Gaussian:
         """Predict from images ``(N, in_channels, height, width)``."""
         output: Tensor | Gaussian = self.head(self.pool(self.body(images)))
+        return output
+
+
+class RecurrentNet(nn.Module):
+    """Recurrent layers that read a sequence, and a head on what they know at its end.
+
+    Args:
+        in_features: numbers of one step, >= 1. Whatever a row holds is cut into such steps: an
+            image of 8 x 8 pixels is read as 8 steps of 8.
+        out_features: number of outputs, >= 1: classes, labels or regression targets.
+        hidden: units of each recurrent layer, each >= 1; at least one layer.
+        dropout: probability of dropping a feature before the head, in [0, 1); dropout inside the
+            recurrent layers is theirs.
+        layer: makes a recurrent layer from the sizes of its input and its state, such as
+            ``VariationalLSTM``, ``VariationalGRU`` or ``nn.LSTM``. It is told ``batch_first=True``.
+        variance: predict a :class:`~stablelightning.nn.heads.Gaussian` instead of plain numbers.
+
+    Shape:
+        ``(N, L, in_features)``, or ``(N, ...)`` with a multiple of ``in_features`` numbers per row,
+        to ``(N, out_features)``, or to a Gaussian as in :class:`MLP`.
+
+    Raises:
+        RecipeError: a setting is out of its range.
+        DataError: from ``forward``: a row is not a whole number of steps.
+
+    Example:
+        >>> import torch
+        >>> RecurrentNet(8, 10)(torch.randn(5, 1, 8, 8)).shape
+        torch.Size([5, 10])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int = 1,
+        *,
+        hidden: Sequence[int] = (64,),
+        dropout: float = 0.1,
+        layer: Callable[[int, int], nn.Module] = VariationalLSTM,
+        variance: bool = False,
+    ) -> None:
+        super().__init__()
+        check_sizes(in_features=in_features, out_features=out_features, hidden=hidden)
+        check_dropout(dropout)
+        if not hidden:
+            raise RecipeError("hidden must name at least one layer, got none; try [64].")
+        make: Callable[..., nn.Module] = layer
+        self.layers = nn.ModuleList(
+            make(*sizes, batch_first=True) for sizes in pairwise((in_features, *hidden))
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.head = _head(hidden[-1], out_features, variance=variance)
+        self.in_features = in_features
+
+    def forward(self, sequences: Tensor) -> Tensor | Gaussian:
+        """Predict from sequences ``(N, L, in_features)``."""
+        rows = sequences.flatten(1)
+        if rows.shape[1] % self.in_features:
+            raise DataError(
+                f"a row must be a whole number of steps of {self.in_features}, got "
+                f"{rows.shape[1]} numbers; set in_features to the numbers of one step."
+            )
+        states = rows.unflatten(1, (-1, self.in_features))
+        for layer in self.layers:
+            states, _ = layer(states)
+        output: Tensor | Gaussian = self.head(self.dropout(states[:, -1]))
         return output
 
 

@@ -5,8 +5,8 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import nn
 
-from stablelightning.errors import RecipeError
-from stablelightning.nn import MLP, ConvNet, Gaussian
+from stablelightning.errors import DataError, RecipeError
+from stablelightning.nn import MLP, ConvNet, DeepMLP, Gaussian, RecurrentNet, VariationalGRU
 
 
 def count(network: nn.Module, kind: type[nn.Module]) -> int:
@@ -84,16 +84,63 @@ def test_layers_without_a_width_are_refused() -> None:
         ConvNet(1, 2, channels=())
 
 
-def test_a_recipe_can_describe_them() -> None:
+def described(name: str, **arguments: object) -> nn.Module:
+    """A network of ours made by the parser of recipes."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--network", type=nn.Module)
-    settings = {"hidden": [16], "dropout": 0.2, "activation": "torch.nn.GELU"}
-    arguments = {"in_features": 4, "out_features": 2, **settings}
-    config = parser.parse_object(
-        {"network": {"class_path": "stablelightning.nn.MLP", "init_args": arguments}}
-    )
+    network = {"class_path": f"stablelightning.nn.{name}", "init_args": arguments}
+    config = parser.parse_object({"network": network})
     instantiate = getattr(parser, "instantiate", parser.instantiate_classes)  # renamed in 4.49
-    network = instantiate(config).network
+    return instantiate(config).network
+
+
+def test_a_recipe_can_describe_them() -> None:
+    settings = {"hidden": [16], "dropout": 0.2, "activation": "torch.nn.GELU"}
+    network = described("MLP", in_features=4, out_features=2, **settings)
     assert isinstance(network, MLP)
     assert count(network, nn.GELU) == 1
     assert network(torch.randn(3, 4)).shape == (3, 2)
+
+
+def test_a_deep_mlp_is_an_mlp_of_equal_layers() -> None:
+    network = DeepMLP(4, 2, depth=3, width=8, activation=nn.SELU)
+    same = MLP(4, 2, hidden=[8, 8, 8], activation=nn.SELU, dropout=0.0)
+    same.load_state_dict(network.state_dict())
+    rows = torch.randn(5, 4)
+    assert torch.equal(network(rows), same(rows))
+    with pytest.raises(RecipeError, match="depth must be >= 1, got 0"):
+        DeepMLP(4, depth=0)
+
+
+@pytest.mark.parametrize("shape", [(5, 64), (5, 1, 8, 8), (5, 8, 8), (5, 3, 8)])
+def test_a_recurrent_net_cuts_each_row_into_steps(shape: tuple[int, ...]) -> None:
+    network, inputs = RecurrentNet(8, 10, hidden=(12, 6)).eval(), torch.randn(shape)
+    states = inputs.flatten(1).unflatten(1, (-1, 8))
+    for layer in network.layers:
+        states, _ = layer(states)
+    assert torch.equal(network(inputs), network.head(states[:, -1]))
+
+
+def test_a_row_that_is_no_whole_number_of_steps_is_refused() -> None:
+    with pytest.raises(DataError, match="steps of 8, got 63 numbers"):
+        RecurrentNet(8, 10)(torch.randn(5, 63))
+    with pytest.raises(RecipeError, match="at least one layer"):
+        RecurrentNet(8, 10, hidden=())
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN, VariationalGRU])
+def test_a_recurrent_net_takes_other_layers(layer: type[nn.Module]) -> None:
+    output = RecurrentNet(4, 2, layer=layer, variance=True)(torch.randn(3, 5, 4))
+    assert isinstance(output, Gaussian)
+    assert output.variance.shape == (3, 2)
+
+
+def test_a_recipe_can_describe_the_layers_of_a_recurrent_net() -> None:
+    settings = {"dropout": 0.1, "recurrent_dropout": 0.2, "layer_norm": True}
+    layer = {"class_path": "stablelightning.nn.VariationalGRU", "init_args": settings}
+    network = described("RecurrentNet", in_features=4, out_features=2, hidden=[6, 5], layer=layer)
+    assert isinstance(network, RecurrentNet)
+    for made in network.layers:
+        assert isinstance(made, VariationalGRU)
+        assert (made.batch_first, made.layer_norm) == (True, True)
+        assert (made.input_dropout.p, made.recurrent_dropout.p) == (0.1, 0.2)
