@@ -9,6 +9,7 @@ from stablelightning.nn.activations import (
     ScaledSigmoid,
 )
 from stablelightning.nn.blocks import ConvBlock, DenseBlock
+from stablelightning.nn.fusion import BalancedFusion
 from stablelightning.nn.heads import Gaussian, GaussianHead
 from stablelightning.nn.highway import HighwayBlock
 from stablelightning.nn.networks import MLP, ConvNet, DeepMLP, RecurrentNet
@@ -24,6 +25,7 @@ from stablelightning.nn.residual import (
 
 __all__ = [
     "MLP",
+    "BalancedFusion",
     "ConvBlock",
     "ConvBottleneckBlock",
     "ConvNet",

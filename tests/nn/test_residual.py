@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -50,6 +50,7 @@ def test_post_activation_blocks_start_as_their_activation(kind, activation, trai
     assert torch.equal(block(inputs), activation()(inputs))
 
 
+@settings(deadline=None)
 @given(
     width=st.integers(1, 12),
     rows=st.integers(1, 5),
