@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from stablelightning.callbacks.recommended import recommended_callbacks
     from stablelightning.callbacks.uncertainty import EstimateUncertainty
     from stablelightning.mixin import StableMixin
+    from stablelightning.model.activation import swap_activations
     from stablelightning.model.dropout import add_dropout
     from stablelightning.model.prediction import Prediction
     from stablelightning.model.sample import mc_dropout, sample_predictions
@@ -22,6 +23,7 @@ _HOME = {
     "mc_dropout": "stablelightning.model.sample",
     "recommended_callbacks": "stablelightning.callbacks.recommended",
     "sample_predictions": "stablelightning.model.sample",
+    "swap_activations": "stablelightning.model.activation",
 }
 
 __version__ = "0.1.0"
@@ -34,6 +36,7 @@ __all__ = [
     "mc_dropout",
     "recommended_callbacks",
     "sample_predictions",
+    "swap_activations",
 ]
 
 

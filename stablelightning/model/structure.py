@@ -136,7 +136,7 @@ def find_blocks(model: nn.Module, run: Callable[[], Any] | None = None) -> list[
     )
     if run is not None:
         ran: set[nn.Module] = set()
-        _watched_run(model, run, blocks, lambda block, *_: ran.add(block))
+        watched_run(model, run, blocks, lambda block, *_: ran.add(block))
         blocks = [block for block in blocks if block in ran]
     return blocks
 
@@ -173,16 +173,16 @@ def _heads_by_flow(
 
     def remember(module: nn.Module, _args: Any, output: Any) -> None:
         executed.append(module)
-        maker.update({node: module for node in _graph_ends(output)})
+        maker.update({node: module for node in graph_ends(output)})
 
-    output = _watched_run(model, run, layers, remember)
+    output = watched_run(model, run, layers, remember)
     if not executed:
         raise ModelError(
             f"the example must go through the weight layers of {type(model).__name__}, and it "
             "reached none; pass the network that is called."
         )
     reached: dict[nn.Module, list[Any]] = {}
-    for node in _walk(_graph_ends(output), stop=maker):
+    for node in _walk(graph_ends(output), stop=maker):
         reached.setdefault(maker[node], []).append(node)
     if not reached:  # the model runs itself without gradients: order is all there is
         return [executed[-1]]
@@ -195,7 +195,7 @@ def _heads_by_flow(
     return [head for head in reached if head not in upstream] or list(reached)
 
 
-def _watched_run(
+def watched_run(
     model: nn.Module, run: Callable[[], Any], watched: list[nn.Module], hook: Callable[..., Any]
 ) -> Any:
     """Run in eval, with every parameter in autograd's graph, and leave no trace of it."""
@@ -222,7 +222,7 @@ def _watched_run(
             module.training = training
 
 
-def _graph_ends(output: Any) -> list[Any]:
+def graph_ends(output: Any) -> list[Any]:
     ends = []
     for leaf in tree_leaves(output):
         # An output object that pytree does not know (a distribution, a dataclass): its own tensors.

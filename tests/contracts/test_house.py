@@ -21,6 +21,7 @@ FACE = [
     "mc_dropout",
     "recommended_callbacks",
     "sample_predictions",
+    "swap_activations",
 ]
 
 
