@@ -59,4 +59,4 @@ class HighwayBlock(nn.Module):
         """Mix the input with its transformation."""
         gate = torch.sigmoid(self.gate(inputs) - self.carry_bias)
         transformed: Tensor = self.activation(self.linear(inputs))
-        return inputs + gate * (transformed - inputs)
+        return gate * transformed + (1 - gate) * inputs

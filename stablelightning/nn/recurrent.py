@@ -1,6 +1,6 @@
 """Recurrent layers whose dropout keeps one mask for a whole sequence, with layer norm if wanted."""
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +67,9 @@ class _VariationalRecurrence(nn.RNNBase):
     bias_ih_l0: Tensor
     bias_hh_l0: Tensor
 
+    #: Whose forward runs the fused kernel; by its name, because Dynamo loses its way in super().
+    _torch_layer: ClassVar[type[nn.RNNBase]]
+
     def __init__(
         self,
         input_size: int,
@@ -129,9 +132,11 @@ class _VariationalRecurrence(nn.RNNBase):
     def _fused(self, inputs: Tensor, hx: Any, lengths: Tensor | None) -> Any:
         """All steps in torch's own kernel, several times as fast as a loop."""
         if lengths is None:
-            return super().forward(inputs, hx)
+            return self._torch_layer.forward(self, inputs, hx)
         steps = inputs.shape[1 if self.batch_first else 0]
-        packed, state = super().forward(_packed(inputs, lengths, self.batch_first), hx)
+        packed, state = self._torch_layer.forward(
+            self, _packed(inputs, lengths, self.batch_first), hx
+        )
         return pad_packed_sequence(packed, self.batch_first, total_length=steps)[0], state
 
     def _step_by_step(self, inputs: Tensor, hx: Any, lengths: Tensor | None) -> Any:
@@ -215,6 +220,8 @@ class VariationalLSTM(_VariationalRecurrence, nn.LSTM):
         (torch.Size([2, 10, 16]), torch.Size([1, 2, 16]), True)
     """
 
+    _torch_layer = nn.LSTM
+
     def __init__(
         self,
         input_size: int,
@@ -286,6 +293,8 @@ class VariationalGRU(_VariationalRecurrence, nn.GRU):
         >>> outputs.shape, torch.equal(outputs[-1], state[0])
         (torch.Size([10, 4, 16]), True)
     """
+
+    _torch_layer = nn.GRU
 
     def _initial(self, projected: Tensor, hx: Any) -> tuple[Tensor, ...]:
         if hx is not None:
