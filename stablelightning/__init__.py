@@ -7,20 +7,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stablelightning.callbacks.monitor import MonitorSignals
     from stablelightning.callbacks.recommended import recommended_callbacks
     from stablelightning.callbacks.uncertainty import EstimateUncertainty
     from stablelightning.mixin import StableMixin
     from stablelightning.model.activation import swap_activations
     from stablelightning.model.dropout import add_dropout
     from stablelightning.model.prediction import Prediction
+    from stablelightning.model.recommend import recommend_activation
     from stablelightning.model.sample import mc_dropout, sample_predictions
 
 _HOME = {
     "EstimateUncertainty": "stablelightning.callbacks.uncertainty",
+    "MonitorSignals": "stablelightning.callbacks.monitor",
     "Prediction": "stablelightning.model.prediction",
     "StableMixin": "stablelightning.mixin",
     "add_dropout": "stablelightning.model.dropout",
     "mc_dropout": "stablelightning.model.sample",
+    "recommend_activation": "stablelightning.model.recommend",
     "recommended_callbacks": "stablelightning.callbacks.recommended",
     "sample_predictions": "stablelightning.model.sample",
     "swap_activations": "stablelightning.model.activation",
@@ -30,10 +34,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EstimateUncertainty",
+    "MonitorSignals",
     "Prediction",
     "StableMixin",
     "add_dropout",
     "mc_dropout",
+    "recommend_activation",
     "recommended_callbacks",
     "sample_predictions",
     "swap_activations",

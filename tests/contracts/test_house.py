@@ -15,10 +15,12 @@ from stablelightning import errors
 PACKAGE = Path(sl.__file__).parent
 FACE = [
     "EstimateUncertainty",
+    "MonitorSignals",
     "Prediction",
     "StableMixin",
     "add_dropout",
     "mc_dropout",
+    "recommend_activation",
     "recommended_callbacks",
     "sample_predictions",
     "swap_activations",
