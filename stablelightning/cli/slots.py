@@ -43,4 +43,9 @@ SLOTS = (
         # in it is told so in a warning, not an error.
         unasked={"required": False},
     ),
+    Slot(
+        "monitor",
+        "stablelightning.callbacks.monitor.MonitorSignals",
+        "Gradients, updates and activations of every layer during training, with alarms.",
+    ),
 )

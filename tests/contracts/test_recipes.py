@@ -48,7 +48,8 @@ def test_a_readers_own_callbacks_do_not_push_ours_out(tmp_path, start):
     stacked = callbacks(session(tmp_path, start, own))
     assert stacked["LearningRateMonitor"] == 1
     for slot in SLOTS:
-        assert stacked[slot.load().__name__] == 1
+        if slot.unasked is not None:
+            assert stacked[slot.load().__name__] == 1
     assert stacked["KeepBest"] == 1
 
 
