@@ -1,0 +1,127 @@
+"""Findings about the optimizer: its rate, its memory, and what it decays."""
+
+import math
+from collections.abc import Iterator
+
+from torch import nn
+
+from stablelightning.model.diagnosis import Finding
+from stablelightning.model.findings.examination import Examination
+
+#: Momentum m remembers 1 / (1 - m) steps. Beyond a few hundred the direction of a step is older
+#: than what it should correct; at 10 000 it overshoots for longer than most trainings last.
+LONG_MOMENTUM = 0.995
+ENDLESS_MOMENTUM = 0.9999
+
+#: A first step that promises (gradient times step) this multiple of the whole loss leaves the range
+#: in which a gradient says anything: a loss cannot fall below zero ...
+PROMISED_TOO_MUCH = 3.0
+#: ... and one that keeps less than this share of its promise, and less than half of the loss, went
+#: past the valley.
+KEPT_TOO_LITTLE = 0.1
+STILL_THERE = 0.5
+#: A loss that one step has raised by so much, on its own batch, has been thrown out.
+RAISED = 1.5
+#: Behind norms a step that is too long also lengthens the weights, which shortens the steps that
+#: follow (arXiv:1706.05350): such networks recover, ResNets at SGD 0.1 among them. Only a loss that
+#: is many times what it was says that they may not.
+RAISED_BEHIND_NORMS = 5.0
+MOSTLY = 0.5
+
+
+def learning_rate_too_high(examination: Examination) -> Iterator[Finding]:
+    """One trial step, and how far it throws the loss on its own batch."""
+    trial = examination.trial
+    if trial is None or trial.loss_before <= 0 or not math.isfinite(trial.loss_before):
+        return
+    after = trial.loss_after if math.isfinite(trial.loss_after) else math.inf
+    promised = trial.promised / trial.loss_before
+    kept = (trial.loss_before - after) / trial.promised if trial.promised > 0 else 1.0
+    normalised = _share_normalised(examination) > MOSTLY
+    overshot = (
+        not normalised
+        and promised > PROMISED_TOO_MUCH
+        and kept < KEPT_TOO_LITTLE
+        and after > STILL_THERE * trial.loss_before
+    )
+    raised = after > (RAISED_BEHIND_NORMS if normalised else RAISED) * trial.loss_before
+    if not (overshot or raised):
+        return
+    factor = max(promised, 2.0)  # the rate at which the promise is the loss itself
+    yield Finding(
+        "learning-rate-too-high",
+        "error" if raised else "warning",
+        "",
+        f"one step at rate {trial.learning_rate:.2g} promises to lower the loss of "
+        f"{trial.loss_before:.3g} by {trial.promised:.3g}, and takes it to {after:.3g}: the rate "
+        "is at fault, whatever the initialization.",
+        {
+            "learning_rate": trial.learning_rate,
+            "loss_before": trial.loss_before,
+            "loss_after": after,
+            "promised": trial.promised,
+            "kept": kept,
+            "moved": trial.moved,
+        },
+        f"lower the rate to about {trial.learning_rate / factor:.1g}, or warm it up from there; "
+        "deeper networks need smaller steps, since the changes of all layers multiply.",
+    )
+
+
+def _share_normalised(examination: Examination) -> float:
+    hidden = [layer for layer in examination.layers if not layer.is_output]
+    return sum(layer.normalised for layer in hidden) / len(hidden) if hidden else 0.0
+
+
+def extreme_momentum(examination: Examination) -> Iterator[Finding]:
+    """Momentum that remembers more steps than training has patience for."""
+    if examination.optimizer is None:
+        return
+    momenta = []
+    for group in examination.optimizer.param_groups:
+        betas = group.get("betas")
+        momentum = betas[0] if isinstance(betas, tuple | list) else group.get("momentum", 0.0)
+        momenta.append(float(momentum))
+    largest = max(momenta, default=0.0)
+    if largest <= LONG_MOMENTUM:
+        return
+    steps = math.inf if largest >= 1 else 1 / (1 - largest)
+    yield Finding(
+        "extreme-momentum",
+        "error" if largest >= ENDLESS_MOMENTUM else "warning",
+        "",
+        f"momentum {largest:g} averages over the last {steps:,.0f} steps: it overshoots, and "
+        "swings for as long.",
+        {"momentum": largest, "steps": steps},
+        "take 0.9, or 0.99 for very noisy gradients.",
+    )
+
+
+def decayed_prelu(examination: Examination) -> Iterator[Finding]:
+    """Weight decay pulls a PReLU's slope to zero, and makes a ReLU of it."""
+    if examination.optimizer is None:
+        return
+    decayed = {
+        id(p): float(group.get("weight_decay", 0.0) or 0.0)
+        for group in examination.optimizer.param_groups
+        for p in group["params"]
+    }
+    found = [
+        (name, decayed.get(id(module.weight), 0.0))
+        for name, module in examination.measurement.modules.items()
+        if isinstance(module, nn.PReLU) and decayed.get(id(module.weight), 0.0) > 0
+    ]
+    if not found:
+        return
+    names = tuple(name for name, _ in found)
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    yield Finding(
+        "decayed-prelu",
+        "warning",
+        names[0],
+        f"weight decay {found[0][1]:g} acts on the slope of {names[0]}{more}: it pulls a PReLU "
+        "towards a plain ReLU.",
+        {"weight_decay": found[0][1], "modules": float(len(found))},
+        "put the slopes into a parameter group with weight_decay=0.",
+        modules=names,
+    )

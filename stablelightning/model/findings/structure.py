@@ -1,0 +1,181 @@
+"""Findings about how a network is built: depth without a way around, broken normalization."""
+
+import math
+from collections.abc import Iterator
+from statistics import median
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from stablelightning.model.diagnosis import Finding
+from stablelightning.model.findings.examination import Examination, about
+from stablelightning.model.signals import MeasuredLayer
+
+#: Layers in a row, without skip or norm, from which plain networks train worse than shallower ones
+#: (arXiv:1512.03385, figure 1, at 20 against 56 layers).
+PLAIN_DEPTH = 20
+#: A profile that falls or grows less than this per layer keeps its scale over twenty layers within
+#: a factor of e: depth alone is then no fault yet.
+LEVEL_SLOPE = 0.05
+
+#: The sigmoid's derivative is at most 1/4. In unit-scale networks each layer of it costs a factor
+#: of four; five cost a thousand, eight more than float16 can hold of a gradient.
+LOSSY_SLOPE = 0.5
+SATURATING_LAYERS = 4
+HOPELESS_LAYERS = 8
+
+#: Square roots of the bounds on the sum of squared weights in the theorem of self-normalizing
+#: networks, [0.95, 1.1], widened for layers whose fan-in and fan-out differ under other rules.
+LECUN_GAIN = (0.85, 1.15)
+#: Inputs with another standard deviation than this range take the first layers away from the fixed
+#: point.
+STANDARD_RANGE = (0.5, 2.0)
+
+
+def plain_depth(examination: Examination) -> Iterator[Finding]:
+    """Many weight layers in a row without a norm or a way around."""
+    attribution = examination.measurement.attribution
+    if attribution is None or attribution.plain_depth <= PLAIN_DEPTH:
+        return
+    layers = [x for x in examination.layers if x.branch is None and not x.normalised]
+    bent = [x.consumer for x in layers if not x.is_output]
+    if bent and all(name == "selu" for name in bent):
+        return  # made for this; whether it is used so is asked below
+    healthy = _is_level(examination)
+    start = [x for x in layers if not x.is_input][:1] or layers[:1]
+    yield Finding(
+        "plain-depth",
+        "info" if healthy else "warning",
+        start[0].name if start else "",
+        f"{attribution.plain_depth} weight layers follow each other without skip or norm"
+        + (": the signal is level at the start, and the rate must be small." if healthy else "."),
+        {"plain_depth": float(attribution.plain_depth)},
+        "add skips or norms, use fewer layers, or initialize the whole stack to an isometry "
+        "(sl.initialize).",
+        None if healthy else "add-skips",
+        {},
+        tuple(x.name for x in layers),
+    )
+
+
+def _is_level(examination: Examination) -> bool:
+    measurement = examination.measurement
+    slopes = (measurement.forward_slope(), measurement.gradient_slope())
+    cosines = [x.output.cosine for x in examination.layers if math.isfinite(x.output.cosine)]
+    return all(abs(s) < LEVEL_SLOPE for s in slopes) and max(cosines, default=0.0) < 0.99
+
+
+def saturating_depth(examination: Examination) -> Iterator[Finding]:
+    """A stack of functions that are flat on both sides and nowhere steep: sigmoids."""
+    layers = [
+        layer
+        for layer in examination.measurement.trunk
+        if layer.activation is not None
+        and layer.activation.flat_sides == 2
+        and layer.activation.largest < LOSSY_SLOPE
+        and not layer.is_output
+    ]
+    if len(layers) < SATURATING_LAYERS:
+        return
+    first = layers[0].activation
+    assert first is not None
+    bound = first.largest ** len(layers)
+    yield about(
+        layers,
+        "saturating-depth",
+        "error" if len(layers) >= HOPELESS_LAYERS else "warning",
+        f"{len(layers)} layers of {first.name}, whose derivative is at most {first.largest:.2g}, "
+        f"follow each other: at unit weights {bound:.1g} of the gradient is left, and only "
+        f"weights above {1 / first.largest:.3g} in a narrow range of inputs would raise it.",
+        remedy="take the scaled sigmoid, tanh or a ReLU-like activation in hidden layers.",
+        evidence={"activations": float(len(layers)), "largest": first.largest, "bound": bound},
+        cure="swap-activation",
+        activation="scaled_sigmoid",
+    )
+
+
+def self_normalization_broken(examination: Examination) -> Iterator[Finding]:
+    """SELU keeps mean 0 and variance 1 only in plain stacks, from LeCun weights and unit inputs."""
+    layers = [x for x in examination.layers if x.consumer == "selu"]
+    if not layers:
+        return
+    reasons, evidence = _reasons(examination, layers)
+    if not reasons:
+        return
+    cure: str | None = None
+    if evidence.get("dropout"):
+        cure = "alpha-dropout"
+    elif not evidence.get("norms") and not evidence.get("skips"):
+        cure = "initialize"
+    yield about(
+        layers,
+        "self-normalization-broken",
+        "warning",
+        f"SELU normalises by itself where nothing interferes, and here {'; '.join(reasons)}.",
+        remedy="draw LeCun normal weights with zero biases, standardise the input, take "
+        "AlphaDropout for Dropout, and leave out batch norm and skips; or take another activation.",
+        evidence=evidence,
+        cure=cure,
+    )
+
+
+def _reasons(
+    examination: Examination, layers: list[MeasuredLayer]
+) -> tuple[list[str], dict[str, float]]:
+    reasons: list[str] = []
+    evidence: dict[str, float] = {}
+    dropouts = [
+        m
+        for m in examination.model.modules()
+        if isinstance(m, _DropoutNd) and not isinstance(m, nn.AlphaDropout) and _drops(m)
+    ]
+    if dropouts:
+        reasons.append("plain dropout shifts mean and variance")
+        evidence["dropout"] = float(len(dropouts))
+    if any(x.normalised for x in layers) or _has_batch_norm(examination):
+        reasons.append("a norm already does it")
+        evidence["norms"] = 1.0
+    if any("add" in x.role.consumer.route or x.branch is not None for x in layers if x.role):
+        reasons.append("skips add up variances")
+        evidence["skips"] = 1.0
+    for signal in examination.measurement.inputs:
+        low, high = STANDARD_RANGE
+        if not (low < signal.rms < high) or signal.mean_share > 0.5:
+            reasons.append(f"the input has mean {signal.mean:.2g} and std {signal.std:.2g}")
+            evidence["input_std"] = signal.std
+            break
+    gains = [x.weights.gain for x in layers if x.weights is not None]
+    gain = median(gains) if gains else 1.0
+    if not LECUN_GAIN[0] < gain < LECUN_GAIN[1]:
+        reasons.append(f"the weights have gain {gain:.2f} and not LeCun's 1")
+        evidence["gain"] = gain
+    return reasons, evidence
+
+
+def _drops(module: nn.Module) -> bool:
+    return getattr(module, "p", 0.0) > 0 and type(module).__name__ != "FeatureAlphaDropout"
+
+
+def _has_batch_norm(examination: Examination) -> bool:
+    return any(isinstance(m, _BatchNorm) for m in examination.model.modules())
+
+
+def mixed_activations(examination: Examination) -> Iterator[Finding]:
+    """More than one kind of activation behind hidden layers: often meant, sometimes left over."""
+    names: dict[str, list[MeasuredLayer]] = {}
+    for layer in examination.layers:
+        if layer.activation is not None and not layer.is_output and layer.kind != "recurrent":
+            names.setdefault(layer.consumer, []).append(layer)
+    if len(names) < 2:
+        return
+    rare = min(names.values(), key=len)
+    counts = ", ".join(f"{name} ({len(found)})" for name, found in names.items())
+    yield about(
+        rare,
+        "mixed-activations",
+        "info",
+        f"hidden layers run into different activations: {counts}.",
+        remedy="nothing, if it is meant.",
+        evidence={name: float(len(found)) for name, found in names.items()},
+    )

@@ -1,0 +1,135 @@
+"""Which operation of a forward is the first to make a number that is not finite."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from stablelightning.model.operations import operation_name
+from stablelightning.model.step import TrainingStep
+
+#: Operations that write infinities on purpose: attention masks are made of them.
+_ON_PURPOSE = frozenset(
+    (
+        *("fill", "full", "full_like", "masked_fill", "new_full", "scalar_tensor", "where"),
+        *("empty", "empty_like", "new_empty", "empty_strided", "lift_fresh", "detach"),
+        *("_to_copy", "clone", "copy", "triu", "tril"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class FirstFault:
+    """Where the first number that is not finite came from.
+
+    Args:
+        module: dotted name of the innermost module that ran the operation.
+        operation: name of the operation; ``"input"`` or ``"parameter"`` where the number was there
+            before.
+        name: of the parameter or buffer, if it is one.
+        infinite: whether it is an infinity and not NaN.
+    """
+
+    module: str
+    operation: str
+    name: str = ""
+    infinite: bool = False
+
+
+def first_fault(model: nn.Module, step: TrainingStep) -> FirstFault | None:
+    """Run the step's forward once more and stop at the first number that is not finite.
+
+    Args:
+        model: the model; flags and generators are the caller's to restore.
+        step: its training step; the loss is part of what is looked at.
+
+    Returns:
+        ``None`` if every number is finite this time.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        >>> _ = net[0].weight.data.fill_(float("nan"))
+        >>> step = TrainingStep(net, torch.zeros(3, 2))
+        >>> first_fault(net, step)
+        FirstFault(module='0', operation='parameter', name='weight', infinite=False)
+    """
+    for leaf in tree_leaves((step.inputs, step.target)):
+        if isinstance(leaf, Tensor) and _is_bad(leaf):
+            return FirstFault("", "input", infinite=not bool(torch.isnan(leaf).any()))
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if _is_bad(tensor) and not _is_mask(name, tensor, model):
+            owner, _, own = name.rpartition(".")
+            return FirstFault(owner, "parameter", own, not bool(torch.isnan(tensor).any()))
+    search = _Search(model)
+    handles = [
+        register_module_forward_pre_hook(search.enter),
+        register_module_forward_hook(search.leave, always_call=True),
+    ]
+    try:
+        with torch.no_grad(), search:
+            step.run()
+    except _Found:
+        return search.found
+    finally:
+        for handle in handles:
+            handle.remove()
+    return search.found
+
+
+class _Found(BaseException):
+    """Ends the forward; not an Exception, so that no model's ``except`` swallows it."""
+
+
+class _Search(TorchDispatchMode):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.found: FirstFault | None = None
+        self._names = {m: name for name, m in model.named_modules()}
+        self._stack: list[str] = []
+
+    def enter(self, module: nn.Module, _args: Any) -> None:
+        if module in self._names:
+            self._stack.append(self._names[module])
+
+    def leave(self, module: nn.Module, *_: Any) -> None:
+        if module in self._names and self._stack:
+            self._stack.pop()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        name = operation_name(func)
+        if name in _ON_PURPOSE or self.found is not None:
+            return output
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, Tensor) and _is_bad(leaf) and not _was_given(args, kwargs):
+                infinite = not bool(torch.isnan(leaf).any())
+                module = self._stack[-1] if self._stack else ""
+                self.found = FirstFault(module, name, infinite=infinite)
+                raise _Found
+        return output
+
+
+def _was_given(args: Any, kwargs: Any) -> bool:
+    """Whether the operation was handed such a number (a mask); then it is not the first."""
+    return any(isinstance(t, Tensor) and _is_bad(t) for t in tree_leaves((args, kwargs or {})))
+
+
+def _is_mask(name: str, tensor: Tensor, model: nn.Module) -> bool:
+    """A buffer of minus infinities and finite numbers is an attention mask."""
+    is_buffer = all(tensor is not p for p in model.parameters())
+    return is_buffer and not bool((torch.isnan(tensor) | (tensor == torch.inf)).any())
+
+
+def _is_bad(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or tensor.numel() == 0 or tensor.is_meta:
+        return False
+    return not bool(torch.isfinite(tensor.detach()).all())

@@ -1,0 +1,251 @@
+"""Statistics of one tensor of a watched step, from a sample of it that bounds what they cost."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves
+
+from stablelightning.functional.signals import (
+    SMALLEST_POWER,
+    as_data_by_units,
+    dead_units,
+    derivative_at,
+    mean_cosine,
+    saturated_share,
+)
+
+#: Values that are looked at in one tensor. Shares and standard deviations of so many are exact to
+#: a percent, and the passes over them stay cheap beside the layer that made them.
+SAMPLE_SIZE = 2**18
+#: Examples that are kept when a tensor is sampled: cosines and dead units are over examples.
+_KEPT_EXAMPLES = 64
+
+#: Where the derivative of a function is looked at for its largest value and its limits.
+_REACH = 20.0
+_POINTS = 401
+#: A function whose derivative falls below this share of the largest on a side is flat there.
+_FLAT = 0.01
+
+
+@dataclass(frozen=True)
+class TensorSignal:
+    """One activation tensor over the data.
+
+    Args:
+        mean: of all values.
+        std: root mean square over the units of their standard deviation over the data.
+        rms: root mean square of all values.
+        mean_share: share of the power that is in the means of the units, in [0, 1].
+        cosine: mean cosine between examples; NaN for one example or where rows are not examples.
+        largest: largest absolute value.
+        quiet: share of the units that do not vary over the data at all, in [0, 1].
+        spread: largest standard deviation of a unit over the median one.
+        rows: number of data points for each unit, before sampling.
+        units: number of units.
+        finite: whether every value that was looked at is a finite number.
+    """
+
+    mean: float
+    std: float
+    rms: float
+    mean_share: float
+    cosine: float
+    largest: float
+    quiet: float
+    spread: float
+    rows: int
+    units: int
+    finite: bool
+
+
+@dataclass(frozen=True)
+class ActivationSignal:
+    """What an activation does with what it was given.
+
+    Args:
+        name: ``"relu"``, ``"tanh"``, ...
+        dead: share of the units without derivative on every input.
+        saturated: share of the values where the derivative is below 5% of the largest.
+        slope: root mean square derivative.
+        largest: the largest derivative that the function has anywhere.
+        flat_sides: on how many sides the function is flat in the limit: 0, 1 or 2.
+        mean_share: of its output, as in :class:`TensorSignal`.
+        positive: share of its output's values that are above zero.
+        input_mean: mean of its input.
+        input_std: root mean square over units of the input's standard deviation.
+        rows: number of data points looked at for each unit.
+    """
+
+    name: str
+    dead: float
+    saturated: float
+    slope: float
+    largest: float
+    flat_sides: int
+    mean_share: float
+    positive: float
+    input_mean: float
+    input_std: float
+    rows: int
+
+
+def first_tensor(value: object) -> Tensor | None:
+    """The first floating tensor of a module's output or input."""
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            return leaf
+    return None
+
+
+def unit_dimension(shape: Sequence[int], module: nn.Module | None, units: int | None) -> int:
+    """Which dimension holds the units: channels first for images, last for everything else."""
+    channels_first = isinstance(module, _ConvNd) or (module is None and len(shape) >= 4)
+    preferred = [1, len(shape) - 1] if channels_first else [len(shape) - 1, 1]
+    for dimension in preferred:
+        if dimension < len(shape) and (units is None or shape[dimension] == units):
+            return dimension
+    return min(preferred[0], len(shape) - 1)
+
+
+def sample(values: Tensor, dimension: int) -> Tensor:
+    """At most about :data:`SAMPLE_SIZE` values: whole units, evenly spaced data; detached."""
+    values = values.detach()
+    excess = values.numel() / SAMPLE_SIZE
+    if excess <= 1:
+        return values
+    slices = [slice(None)] * values.ndim
+    order = [d for d in range(1, values.ndim) if d != dimension]
+    for place, d in enumerate(order):
+        step = min(math.ceil(excess ** (1 / (len(order) - place))), values.shape[d])
+        slices[d] = slice(None, None, step)
+        excess /= step
+    if dimension != 0 and values.shape[0] > _KEPT_EXAMPLES:
+        step = min(math.ceil(excess), values.shape[0] // _KEPT_EXAMPLES)
+        slices[0] = slice(None, None, max(step, 1))
+    return values[tuple(slices)]
+
+
+def observe(values: Tensor, *, dimension: int, examples: int) -> TensorSignal:
+    """Statistics of an activation.
+
+    Args:
+        values: of any shape, floating.
+        dimension: which one holds the units.
+        examples: size of the batch; finds the rows that belong to one example.
+
+    Example:
+        >>> observe(torch.tensor([[1.0, 0.0], [3.0, 0.0]]), dimension=1, examples=2).mean
+        1.0
+    """
+    values = values if values.ndim else values.reshape(1, 1)
+    rows = max(values.numel() // max(values.shape[dimension], 1), 1)
+    values, dimension, by_example = _by_example(values, dimension, examples)
+    part = sample(values, dimension)
+    data = as_data_by_units(part, dimension)
+    mean, variance = data.mean(0), data.var(0, correction=0)
+    power = variance + mean.square()
+    stds = variance.sqrt()
+    numbers = torch.stack(
+        [
+            mean.mean(),
+            variance.mean().sqrt(),
+            power.mean().sqrt(),
+            mean.square().sum() / power.sum().clamp_min(SMALLEST_POWER),
+            _cosine(part) if by_example else mean.new_full((), math.nan),
+            data.abs().max(),
+            (variance == 0).float().mean(),
+            stds.max() / stds.median().clamp_min(SMALLEST_POWER),
+        ]
+    ).tolist()
+    return TensorSignal(*numbers, rows=rows, units=data.shape[1], finite=math.isfinite(numbers[2]))
+
+
+def observe_activation(
+    name: str, function: Callable[[Tensor], Tensor], values: Tensor, dimension: int
+) -> ActivationSignal:
+    """Statistics of an activation at its own input.
+
+    Args:
+        name: of the function.
+        function: elementwise.
+        values: its input, of any shape.
+        dimension: which one holds the units.
+
+    Example:
+        >>> observe_activation("relu", torch.relu, torch.tensor([[1.0, -1.0]]), 1).dead
+        0.5
+    """
+    largest, sides = largest_derivative(function, values)
+    part = sample(values, dimension)
+    slopes = as_data_by_units(derivative_at(function, part), dimension)
+    data = as_data_by_units(part, dimension)
+    with torch.no_grad():
+        output = as_data_by_units(function(part.clone()), dimension)
+    mean = output.mean(0).square().sum()
+    numbers = torch.stack(
+        [
+            dead_units(slopes, largest).float().mean(),
+            saturated_share(slopes, largest),
+            slopes.square().mean().sqrt(),
+            mean / output.square().mean(0).sum().clamp_min(SMALLEST_POWER),
+            (output > 0).float().mean(),
+            data.mean(),
+            data.var(0, correction=0).mean().sqrt(),
+        ]
+    ).tolist()
+    dead, saturated, slope, share, positive, input_mean, input_std = numbers
+    return ActivationSignal(
+        name=name,
+        dead=dead,
+        saturated=saturated,
+        slope=slope,
+        largest=largest,
+        flat_sides=sides,
+        mean_share=share,
+        positive=positive,
+        input_mean=input_mean,
+        input_std=input_std,
+        rows=data.shape[0],
+    )
+
+
+def largest_derivative(
+    function: Callable[[Tensor], Tensor], like: Tensor | None = None
+) -> tuple[float, int]:
+    """The largest derivative of a function in [-20, 20], and on how many sides it goes flat.
+
+    Example:
+        >>> largest_derivative(torch.tanh), largest_derivative(torch.relu)
+        ((1.0, 2), (1.0, 1))
+    """
+    device = None if like is None else like.device
+    points = torch.linspace(-_REACH, _REACH, _POINTS, dtype=torch.float32, device=device)
+    try:
+        slopes = derivative_at(function, points).abs()
+    except RuntimeError:  # a function with weights for its own shape, such as PReLU
+        return 1.0, 0
+    slopes = slopes[torch.isfinite(slopes)]
+    if slopes.numel() == 0 or not bool((slopes > 0).any()):
+        return 1.0, 0
+    largest = float(slopes.max())
+    sides = int(slopes[0] < _FLAT * largest) + int(slopes[-1] < _FLAT * largest)
+    return largest, sides
+
+
+def _by_example(values: Tensor, dimension: int, examples: int) -> tuple[Tensor, int, bool]:
+    """Bring the examples to the first dimension: they may be second, or folded with time."""
+    if examples < 2 or values.ndim < 2 or values.shape[0] == examples:
+        return values, dimension, examples >= 2 and values.ndim >= 2
+    if values.ndim > 2 and values.shape[1] == examples and dimension > 1:
+        return values.transpose(0, 1), dimension, True
+    if values.shape[0] % examples == 0 and dimension > 0:
+        return values.reshape(examples, -1, *values.shape[1:]), dimension + 1, True
+    return values, dimension, False
+
+
+def _cosine(values: Tensor) -> Tensor:
+    return mean_cosine(values.reshape(values.shape[0], -1)).float()

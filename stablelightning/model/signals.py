@@ -1,0 +1,347 @@
+"""Measuring a model: one training step, watched, that leaves the model as it was."""
+
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from stablelightning.errors import DataError
+from stablelightning.functional.signals import log_slope
+from stablelightning.model.attribution import Attribution, Branch, LayerRole
+from stablelightning.model.first_fault import FirstFault, first_fault
+from stablelightning.model.observe import ActivationSignal, TensorSignal, observe
+from stablelightning.model.step import TrainingStep
+from stablelightning.model.step_watch import LossCall, StepWatch, Watched, WatchedNorm
+from stablelightning.model.structure import is_weight_layer
+from stablelightning.model.weight_statistics import WeightStatistics, weight_statistics
+
+#: Where gradients are float16, the loss is multiplied by this before the backward pass, and the
+#: gradients are divided again: only so can one see what float16 would have lost.
+_HALF_PRECISION_SCALE = 2.0**12
+
+
+@dataclass
+class MeasuredLayer:
+    """One weight layer: its place, its weights, and its signal forward and backward.
+
+    Args:
+        name: dotted name.
+        module: the layer.
+        kind: ``"linear"``, ``"conv"``, ``"recurrent"``, ...
+        index: place in the order of execution.
+        role: its place in the network; ``None`` where only training runs it.
+        weights: statistics of its weights.
+        input: signal of its first input; ``None`` for indices.
+        output: signal of its output.
+        activation: what the function that consumes it does; ``None`` for none.
+        gradient_norm: norm of the loss's gradient at its output, all values; NaN without one,
+            infinite where it is not a number.
+        gradient_rms: root mean square of the same.
+        weight_gradient: norm of the gradient of its parameters; NaN without one.
+        weight_norm: norm of its parameters.
+        calls: how often the forward ran it.
+    """
+
+    name: str
+    module: nn.Module
+    kind: str
+    index: int
+    role: LayerRole | None
+    weights: WeightStatistics | None
+    input: TensorSignal | None
+    output: TensorSignal
+    activation: ActivationSignal | None
+    gradient_norm: float
+    gradient_rms: float
+    weight_gradient: float
+    weight_norm: float
+    calls: int
+
+    @property
+    def depth(self) -> int:
+        """Weight layers on the longest path before it."""
+        return self.role.depth if self.role is not None else self.index
+
+    @property
+    def branch(self) -> Branch | None:
+        """The residual branch that it is part of."""
+        return None if self.role is None else self.role.branch
+
+    @property
+    def is_output(self) -> bool:
+        """Whether its output is what the model returns."""
+        return self.role is not None and self.role.is_output
+
+    @property
+    def is_input(self) -> bool:
+        """Whether it reads the model's input."""
+        return self.role is not None and self.role.is_input
+
+    @property
+    def consumer(self) -> str:
+        """What consumes its output, by name."""
+        if self.role is not None:
+            return self.role.consumer.name
+        return "linear" if self.activation is None else self.activation.name
+
+    @property
+    def normalised(self) -> bool:
+        """Whether a norm follows before anything else bends the signal."""
+        return self.role is not None and self.role.consumer.normalised
+
+
+@dataclass
+class Measurement:
+    """What one watched training step showed.
+
+    Args:
+        layers: weight layers in order of execution.
+        attribution: the roles of the layers; ``None`` if the forward could not be followed.
+        norms: batch norms.
+        losses: calls of torch's loss functions.
+        loss: value of the loss.
+        inputs: signal of each floating input.
+        examples: size of the batch.
+        gradients: gradient of each parameter that got one.
+        underflow: share of gradient values lost to the dtype in use.
+        fault: the first number that is not finite; ``None`` if all are.
+        silent_heads: names of output layers whose weights are all zero.
+        notes: what could not be done, in words.
+        modules: every module by its dotted name.
+    """
+
+    layers: list[MeasuredLayer]
+    attribution: Attribution | None
+    norms: list[WatchedNorm]
+    losses: list[LossCall]
+    loss: float
+    inputs: list[TensorSignal]
+    examples: int
+    gradients: dict[nn.Parameter, Tensor] = field(repr=False)
+    underflow: float = 0.0
+    fault: FirstFault | None = None
+    silent_heads: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
+
+    @property
+    def trunk(self) -> list[MeasuredLayer]:
+        """The layers that are in no residual branch: every gradient must pass them."""
+        return [layer for layer in self.layers if layer.branch is None]
+
+    def forward_slope(self) -> float:
+        """Slope of ln std over depth; the output layer is left out, its scale is its own."""
+        hidden = [x for x in self.layers if not x.is_output and x.kind != "embedding"]
+        return log_slope([x.output.std for x in hidden], [x.depth for x in hidden])
+
+    def gradient_slope(self) -> float:
+        """Slope of ln gradient norm over depth, on the trunk."""
+        trunk = [x for x in self.trunk if x.kind != "embedding"]
+        return log_slope([x.gradient_norm for x in trunk], [x.depth for x in trunk])
+
+
+def measure(
+    model: nn.Module,
+    step: TrainingStep,
+    attribution: Attribution | None = None,
+    *,
+    lossy_dtype: torch.dtype | None = None,
+) -> Measurement:
+    """Run one training step forward and backward and read the signal at every layer.
+
+    One forward and one backward pass in training mode, with every parameter that training would
+    move; a second forward only where a number is not finite. The caller preserves the model
+    (:func:`~stablelightning.model.preserve.preserved`).
+
+    Args:
+        model: in training mode.
+        step: its training step.
+        attribution: the roles of its layers.
+        lossy_dtype: count gradients that this dtype would lose, instead of their own.
+
+    Raises:
+        DataError: the batch does not fit the forward or the loss.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> step = TrainingStep(net, (torch.randn(16, 4), torch.randint(2, (16,))))
+        >>> [layer.name for layer in measure(net, step).layers]
+        ['0', '2']
+    """
+    names = {module: name for name, module in model.named_modules()}
+    roles = _roles(model, attribution)
+    watch = StepWatch(roles, names, examples=_examples(step.inputs), lossy_dtype=lossy_dtype)
+    statistics = {module: weight_statistics(module, "") for module in roles}
+    silent = _wake_silent_heads(roles)
+    gradients: dict[nn.Parameter, Tensor] = {}
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(watch)
+            loss = step.run()
+            parameters = [p for p in model.parameters() if p.requires_grad]
+            if loss.requires_grad and bool(torch.isfinite(loss)):
+                gradients = _gradients(loss, parameters, watch)
+    except DataError:
+        # A norm that refuses one row stops the forward; what was seen until then says why.
+        if not any(norm.rows == 1 for norm in watch.norms.values()):
+            raise
+        loss = torch.tensor(math.nan)
+    measurement = _read(watch, statistics, gradients, loss)
+    measurement.attribution = attribution
+    measurement.silent_heads = [names[module] for module in silent]
+    measurement.inputs = _input_signals(step.inputs, measurement.examples)
+    measurement.modules = dict(model.named_modules())
+    measurement.notes = list(step.notes)
+    if not loss.requires_grad:
+        measurement.notes.append("no parameter asks for a gradient: nothing was measured backward")
+    if not _all_finite(measurement):
+        measurement.fault = first_fault(model, step) or _backward_fault(measurement)
+    return measurement
+
+
+def _roles(model: nn.Module, attribution: Attribution | None) -> dict[nn.Module, LayerRole | None]:
+    """Every layer with weights, with its role where the watched forward came by."""
+    roles: dict[nn.Module, LayerRole | None] = {}
+    for role in [] if attribution is None else attribution.layers:
+        own = any(True for _ in role.module.parameters(recurse=False))
+        if role.module is not model and own:
+            roles.setdefault(role.module, role)
+    for module in model.modules():
+        if is_weight_layer(module) or isinstance(module, nn.MultiheadAttention | nn.Embedding):
+            roles.setdefault(module, None)
+    return roles
+
+
+def _examples(inputs: Any) -> int:
+    sizes = [len(t) for t in tree_leaves(inputs) if isinstance(t, Tensor) and t.ndim > 0]
+    return sizes[0] if sizes else 1
+
+
+def _input_signals(inputs: Any, examples: int) -> list[TensorSignal]:
+    """Signals of the floating inputs; masks and other 0-or-1 columns are theirs to judge."""
+    found = []
+    for leaf in tree_leaves(inputs):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel() > 0:
+            dimension = 1 if leaf.ndim >= 4 else leaf.ndim - 1
+            found.append(observe(leaf, dimension=max(dimension, 0), examples=examples))
+    return found
+
+
+def _wake_silent_heads(roles: dict[nn.Module, LayerRole | None]) -> list[nn.Module]:
+    """Give an output layer that starts at zero some weights, for the time of the measurement.
+
+    Zero is a legitimate start for a classifier's last layer, and hides every gradient behind it.
+    """
+    silent = []
+    for module, role in roles.items():
+        weight = getattr(module, "weight", None)
+        if role is None or not role.is_output or not isinstance(weight, nn.Parameter):
+            continue
+        if weight.ndim == 2 and not bool(weight.detach().any()):
+            silent.append(module)
+            with torch.no_grad():
+                weight.normal_(0.0, weight.shape[1] ** -0.5)
+    return silent
+
+
+def _gradients(
+    loss: Tensor, parameters: list[nn.Parameter], watch: StepWatch
+) -> dict[nn.Parameter, Tensor]:
+    half = any(layer.dtype is torch.float16 for layer in watch.layers.values())
+    watch.scale = _HALF_PRECISION_SCALE if half else 1.0
+    found = torch.autograd.grad(loss * watch.scale, parameters, allow_unused=True)
+    return {
+        p: g if watch.scale == 1.0 else g / watch.scale
+        for p, g in zip(parameters, found, strict=True)
+        if g is not None
+    }
+
+
+def _read(
+    watch: StepWatch,
+    statistics: dict[nn.Module, WeightStatistics | None],
+    gradients: dict[nn.Parameter, Tensor],
+    loss: Tensor,
+) -> Measurement:
+    watch.forget_graph()
+    layers = [
+        _layer(watched, statistics.get(module), gradients)
+        for module, watched in watch.layers.items()
+        if watched.output is not None
+    ]
+    lost = [pair for x in watch.layers.values() for pair in x.gradient_lost]
+    gone, alive = torch.stack(lost).sum(0).tolist() if lost else (0, 0)
+    return Measurement(
+        layers=layers,
+        attribution=None,
+        norms=list(watch.norms.values()),
+        losses=watch.losses,
+        loss=float(loss.detach()),
+        inputs=[],
+        examples=watch.examples,
+        gradients=gradients,
+        underflow=gone / alive if alive else 0.0,
+    )
+
+
+def _layer(
+    watched: Watched,
+    weights: WeightStatistics | None,
+    gradients: dict[nn.Parameter, Tensor],
+) -> MeasuredLayer:
+    assert watched.output is not None
+    norm = math.nan
+    if watched.gradient_squares:
+        norm = _or_infinite(torch.stack(watched.gradient_squares).norm())
+    own = [gradients[p] for p in watched.module.parameters() if p in gradients]
+    sizes = [torch.linalg.vector_norm(p.detach().float()) for p in watched.module.parameters()]
+    moves = [torch.linalg.vector_norm(_dense(g).float()) for g in own]
+    return MeasuredLayer(
+        name=watched.name,
+        module=watched.module,
+        kind=watched.kind,
+        index=watched.index,
+        role=watched.role,
+        weights=weights,
+        input=watched.input,
+        output=watched.output,
+        activation=watched.activation,
+        gradient_norm=norm,
+        gradient_rms=norm / math.sqrt(max(watched.gradient_values, 1)),
+        weight_gradient=_or_infinite(torch.stack(moves).norm()) if moves else math.nan,
+        weight_norm=float(torch.stack(sizes).norm()) if sizes else math.nan,
+        calls=watched.calls,
+    )
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def _or_infinite(norm: Tensor) -> float:
+    """The norm, infinite where it is NaN: NaN stands for a gradient that never came."""
+    value = float(norm)
+    return math.inf if math.isnan(value) else value
+
+
+def _all_finite(measurement: Measurement) -> bool:
+    forward = all(layer.output.finite for layer in measurement.layers)
+    backward = not any(_got_bad_gradient(layer) for layer in measurement.layers)
+    return forward and backward and math.isfinite(measurement.loss)
+
+
+def _got_bad_gradient(layer: MeasuredLayer) -> bool:
+    return math.isinf(layer.weight_gradient) or math.isinf(layer.gradient_norm)
+
+
+def _backward_fault(measurement: Measurement) -> FirstFault | None:
+    """The forward is finite: the first layer on the way back whose gradient is not."""
+    for layer in reversed(measurement.layers):
+        if _got_bad_gradient(layer):
+            return FirstFault(layer.name, "backward", infinite=True)
+    return None

@@ -1,0 +1,305 @@
+"""Watching one training step: hooks on layers, norms, dropout, and the functions between."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.dropout import _DropoutNd
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from stablelightning.model.attribution import LayerRole
+from stablelightning.model.graph import Node, first_met
+from stablelightning.model.modules import set_training
+from stablelightning.model.observe import (
+    ActivationSignal,
+    TensorSignal,
+    first_tensor,
+    observe,
+    observe_activation,
+    unit_dimension,
+)
+
+#: Functions that bend a signal element by element, by the names that torch gives them.
+_ACTIVATIONS = frozenset(
+    (
+        *("celu", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu"),
+        *("logsigmoid", "mish", "prelu", "relu", "relu6", "rrelu", "selu", "sigmoid", "silu"),
+        *("softplus", "softsign", "tanh", "threshold"),
+    )
+)
+#: Losses whose inputs must be logits, probabilities or their logarithms.
+_LOSSES = ("cross_entropy", "nll_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits")
+#: Functional dropouts that make what follows noisier in training than in eval.
+_DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout")
+
+
+@dataclass
+class Watched:
+    """One weight layer as it ran; of several calls, the first counts and gradients are summed."""
+
+    name: str
+    module: nn.Module
+    kind: str
+    index: int
+    role: LayerRole | None = None
+    input: TensorSignal | None = None
+    output: TensorSignal | None = None
+    activation: ActivationSignal | None = None
+    calls: int = 0
+    dtype: torch.dtype = torch.float32
+    gradient_squares: list[Tensor] = field(default_factory=list)
+    gradient_lost: list[Tensor] = field(default_factory=list)
+    gradient_values: int = 0
+
+
+@dataclass
+class WatchedNorm:
+    """One batch norm as it ran.
+
+    Args:
+        name: dotted name.
+        rows: values for each channel of its first call.
+        examples: rows of its first input.
+        training: whether it normalises by the statistics of the batch.
+        recurrent: whether a later call read what an earlier one had made.
+        after_dropout: name of the dropout whose output it read, no weight or norm between.
+    """
+
+    name: str
+    rows: int
+    examples: int
+    training: bool
+    recurrent: bool = False
+    after_dropout: str | None = None
+
+
+@dataclass
+class LossCall:
+    """One call of a loss function of torch, with what it was given."""
+
+    name: str
+    input: Tensor
+    after: str
+
+
+class StepWatch(TorchFunctionMode):
+    """Records layers, activations, norms and losses while it is entered.
+
+    Args:
+        layers: each weight layer, with its place in the network where that is known.
+        names: dotted name of every module.
+        examples: size of the batch.
+        lossy_dtype: gradients that are zero in this dtype count as lost; ``None``: their own.
+    """
+
+    def __init__(
+        self,
+        layers: dict[nn.Module, LayerRole | None],
+        names: dict[nn.Module, str],
+        *,
+        examples: int,
+        lossy_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.layers: dict[nn.Module, Watched] = {}
+        self.norms: dict[nn.Module, WatchedNorm] = {}
+        self.losses: list[LossCall] = []
+        self.scale = 1.0
+        self._roles = layers
+        self._names = names
+        self.examples = examples
+        self._lossy_dtype = lossy_dtype
+        self._makers: dict[Node, Watched | None] = {}
+        self._noisy: dict[Node, str | None] = {}
+        self._norm_outputs: dict[nn.Module, dict[Node, bool]] = {}
+        self._latest: Watched | None = None
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> "StepWatch":
+        for module in self._names:
+            if module in self._roles:
+                self._handles.append(module.register_forward_pre_hook(self._layer_enters))
+                self._handles.append(module.register_forward_hook(self._layer_leaves))
+            elif isinstance(module, _BatchNorm):
+                self._handles.append(module.register_forward_pre_hook(self._norm_enters))
+                self._handles.append(module.register_forward_hook(self._norm_leaves))
+            elif isinstance(module, _DropoutNd | nn.AlphaDropout):
+                self._handles.append(module.register_forward_hook(self._dropout_leaves))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        super().__exit__(*details)
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def forget_graph(self) -> None:
+        """Let go of every node of the graph, and with it of the memory that it holds."""
+        self._makers.clear()
+        self._noisy.clear()
+        self._norm_outputs.clear()
+
+    # ---- the functions between modules -------------------------------------------------------
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "").rstrip("_")
+        first = args[0] if args else kwargs.get("input")
+        if name in _LOSSES and isinstance(first, Tensor):
+            return self._loss(name, func, first, args, kwargs)
+        if name in _ACTIVATIONS and isinstance(first, Tensor) and first.is_floating_point():
+            reached = self._reached(first)
+            for layer in reached:
+                self._observe_activation(layer, name, func, first, args, kwargs)
+            output = func(*args, **kwargs)
+            if isinstance(output, Tensor) and output.grad_fn is not None:
+                self._makers[output.grad_fn] = None
+            return output
+        output = func(*args, **kwargs)
+        if name in _DROPOUTS and isinstance(output, Tensor) and _drops(args, kwargs):
+            self._noisy[output.grad_fn] = "a functional dropout"
+        return output
+
+    def _reached(self, value: Tensor) -> list[Watched]:
+        """The layers whose output this value is made from, nothing that bends in between."""
+        if value.grad_fn is None:  # a frozen part: the order of execution is all there is
+            found = [self._latest] if self._latest is not None else []
+        else:
+            found = [layer for layer in first_met(value.grad_fn, self._makers) if layer is not None]
+        return [layer for layer in found if layer.activation is None and _is_bent(layer.role)]
+
+    def _observe_region(self, layer: Watched, made: Tensor, dimension: int) -> None:
+        """The whole function that consumes the output, where nothing changes it in between."""
+        consumer = None if layer.role is None else layer.role.consumer
+        if consumer is None or consumer.function is None or set(consumer.route) - {"dropout"}:
+            return
+        function = consumer.function
+        layer.activation = observe_activation(consumer.name, function, made, dimension)
+
+    def _observe_activation(
+        self, layer: Watched, name: str, func: Any, first: Tensor, args: Any, kwargs: Any
+    ) -> None:
+        if first.ndim == 0 or first.numel() == 0:
+            return
+        rest = args[1:]
+        plain = {k: v for k, v in kwargs.items() if k not in ("input", "inplace")}
+
+        def function(values: Tensor) -> Tensor:
+            result: Tensor = func(values, *rest, **plain)
+            return result
+
+        units = layer.output.units if layer.output is not None else None
+        dimension = unit_dimension(first.shape, layer.module, units)
+        layer.activation = observe_activation(name, function, first, dimension)
+
+    def _loss(self, name: str, func: Any, first: Tensor, args: Any, kwargs: Any) -> Any:
+        after = type(first.grad_fn).__name__ if first.grad_fn is not None else ""
+        self.losses.append(LossCall(name, first.detach(), after))
+        outside = bool(((first < 0) | (first > 1)).any())
+        if name == "binary_cross_entropy" and outside:  # it would refuse; what follows need not
+            return nn.functional.binary_cross_entropy_with_logits(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    # ---- the modules -------------------------------------------------------------------------
+
+    def _layer_enters(self, module: nn.Module, args: Any) -> None:
+        if module in self.layers:
+            return
+        role = self._roles[module]
+        layer = Watched(self._names[module], module, kind_of(module, role), len(self.layers))
+        layer.role = role
+        self.layers[module] = layer
+        given = first_tensor(args)
+        if given is not None and given.ndim > 0 and given.numel() > 0:
+            layer.input = observe(
+                given, dimension=unit_dimension(given.shape, module, None), examples=self.examples
+            )
+
+    def _layer_leaves(self, module: nn.Module, _args: Any, output: Any) -> None:
+        layer = self.layers.get(module)
+        made = first_tensor(output)
+        if layer is None or made is None or made.numel() == 0:
+            return
+        layer.calls += 1
+        self._latest = layer
+        if layer.calls == 1:
+            dimension = unit_dimension(made.shape, module, None)
+            layer.output = observe(made, dimension=dimension, examples=self.examples)
+            layer.dtype = made.dtype
+            self._observe_region(layer, made, dimension)
+        if made.grad_fn is not None:
+            self._makers[made.grad_fn] = layer
+        if made.requires_grad:
+            made.register_hook(self._gradient_hook(layer))
+
+    def _gradient_hook(self, layer: Watched) -> Callable[[Tensor], None]:
+        def hook(gradient: Tensor) -> None:
+            wide = gradient.detach().float() / self.scale
+            layer.gradient_squares.append(torch.linalg.vector_norm(wide))
+            layer.gradient_values += wide.numel()
+            dtype = self._lossy_dtype or layer.dtype
+            alive = wide != 0
+            lost = alive & (wide.to(dtype) == 0)
+            layer.gradient_lost.append(torch.stack([lost.sum(), alive.sum()]))
+
+        return hook
+
+    def _norm_enters(self, module: nn.Module, args: Any) -> None:
+        given = first_tensor(args)
+        if given is None or given.ndim < 2:
+            return
+        rows = given.numel() // max(given.shape[1], 1)
+        if module not in self.norms:
+            name, examples = self._names[module], given.shape[0]
+            self.norms[module] = norm = WatchedNorm(name, rows, examples, module.training)
+            if module.training and given.grad_fn is not None:
+                stops = {**dict.fromkeys(self._makers, None), **self._noisy}
+                norm.after_dropout = next(iter(filter(None, first_met(given.grad_fn, stops))), None)
+        elif not self.norms[module].recurrent:
+            earlier = self._norm_outputs.get(module, {})
+            self.norms[module].recurrent = bool(first_met(given.grad_fn, earlier))
+        if module.training and rows == 1:
+            set_training(module, False)  # it would refuse; the rest of the model can be seen
+
+    def _norm_leaves(self, module: nn.Module, _args: Any, output: Any) -> None:
+        made = first_tensor(output)
+        if made is not None and made.grad_fn is not None:
+            self._norm_outputs.setdefault(module, {})[made.grad_fn] = True
+            self._noisy[made.grad_fn] = None  # a norm between dropout and norm takes the blame off
+
+    def _dropout_leaves(self, module: nn.Module, _args: Any, output: Any) -> None:
+        made = first_tensor(output)
+        dropping = module.training and getattr(module, "p", 0) > 0
+        if dropping and made is not None and made.grad_fn is not None:
+            self._noisy[made.grad_fn] = self._names[module]
+
+
+def kind_of(module: nn.Module, role: LayerRole | None) -> str:
+    """The kind of a weight layer, in the words of :class:`LayerRole`."""
+    if role is not None:
+        return role.kind
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return "recurrent"
+    if isinstance(module, nn.MultiheadAttention):
+        return "attention"
+    if isinstance(module, _ConvTransposeNd):
+        return "transposed_conv"
+    return "conv" if isinstance(module, _ConvNd) else "linear"
+
+
+def _is_bent(role: LayerRole | None) -> bool:
+    """Whether a function of one number consumes the layer (a gate or a softmax is none)."""
+    return role is None or role.consumer.function is not None
+
+
+def _drops(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a functional dropout drops: its rate, and whether it is told that it trains."""
+    rate = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
+    training = kwargs.get("training", args[2] if len(args) > 2 else True)
+    return bool(training) and rate > 0

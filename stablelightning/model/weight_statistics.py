@@ -1,0 +1,137 @@
+"""What can be read from the weights of a layer alone: their scale, copies, and the biases."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.parameter import is_lazy
+
+from stablelightning.functional.scores import at_least_single
+from stablelightning.functional.signals import duplicate_units, root_mean_square
+
+
+@dataclass(frozen=True)
+class WeightStatistics:
+    """Statistics of one layer's weights; of several matrices (gates, time steps), the worst.
+
+    Args:
+        gain: root mean square weight times sqrt(fan-in): by how much independent inputs of zero
+            mean are amplified. 1 by LeCun's rule, sqrt 2 by He's, 0.58 by PyTorch's default.
+        backward_gain: the same with sqrt(fan-out): by how much the gradient is.
+        fan_in: inputs of each unit.
+        units: units (output channels), of the first matrix.
+        duplicates: share of the units that are copies of another, in [0, 1].
+        zero: whether every weight is exactly zero.
+        spread: standard deviation of the weights over their root mean square: 0 for constants.
+        bias_mean: mean bias; 0 without one.
+        bias_rms: root mean square bias.
+        bias_min: smallest bias.
+        bias_max: largest bias.
+        finite: whether no weight or bias is NaN or infinite.
+        frozen: whether no gradient is asked for the weight.
+    """
+
+    gain: float
+    backward_gain: float
+    fan_in: int
+    units: int
+    duplicates: float
+    zero: bool
+    spread: float
+    bias_mean: float = 0.0
+    bias_rms: float = 0.0
+    bias_min: float = 0.0
+    bias_max: float = 0.0
+    finite: bool = True
+    frozen: bool = False
+
+
+def weight_statistics(module: nn.Module, kind: str) -> WeightStatistics | None:
+    """Read the weights of one layer; ``None`` where it has none of its own.
+
+    Args:
+        module: a weight layer; parametrized weights are taken as they are used.
+        kind: see :class:`~stablelightning.model.attribution.LayerRole`.
+
+    Example:
+        >>> statistics = weight_statistics(nn.Linear(100, 10), "linear")
+        >>> round(statistics.gain, 1), statistics.fan_in, statistics.duplicates
+        (0.6, 100, 0.0)
+    """
+    matrices = [_as_rows(w, module) for w in _weights_of(module)]
+    if not matrices:
+        return None
+    biases = _biases_of(module)
+    joined = torch.cat(biases) if biases else torch.zeros(1)
+    worst = max(matrices, key=lambda m: abs(math.log(max(_gain(m), 1e-30))))
+    first = matrices[0]
+    rms = float(root_mean_square(worst))
+    return WeightStatistics(
+        gain=_gain(worst),
+        backward_gain=rms * math.sqrt(_fan_out(worst, module)),
+        fan_in=worst.shape[1],
+        units=first.shape[0],
+        duplicates=0.0 if kind == "embedding" else _duplicates(first, biases),
+        zero=rms == 0,
+        spread=float(worst.std(correction=0)) / rms if rms > 0 else 0.0,
+        bias_mean=float(joined.mean()),
+        bias_rms=float(root_mean_square(joined)),
+        bias_min=float(joined.min()),
+        bias_max=float(joined.max()),
+        finite=all(bool(torch.isfinite(t).all()) for t in [*matrices, joined]),
+        frozen=not any(p.requires_grad for p in module.parameters()),
+    )
+
+
+def _weights_of(module: nn.Module) -> list[Tensor]:
+    direct = getattr(module, "weight", None)  # a property, where it is parametrized
+    if isinstance(direct, Tensor) and direct.ndim >= 2 and not is_lazy(direct):
+        return [direct.detach()]
+    found = [
+        p.detach()
+        for name, p in module.named_parameters(recurse=False)
+        if p is not None and p.ndim >= 2 and not is_lazy(p) and "bias" not in name
+    ]
+    if isinstance(module, nn.MultiheadAttention):
+        found.append(module.out_proj.weight.detach())
+    return found
+
+
+def _biases_of(module: nn.Module) -> list[Tensor]:
+    return [
+        at_least_single(p.detach().flatten())
+        for name, p in module.named_parameters(recurse=False)
+        if "bias" in name and p.ndim == 1 and p.numel() > 0 and not is_lazy(p)
+    ]
+
+
+def _as_rows(weight: Tensor, module: nn.Module) -> Tensor:
+    """One row for each unit; a transposed convolution keeps its units in the second dimension."""
+    if isinstance(module, _ConvTransposeNd) and module.groups == 1:
+        weight = weight.transpose(0, 1)
+    elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return at_least_single(weight.reshape(-1, 1))  # a lookup adds nothing up: fan-in 1
+    return at_least_single(weight.reshape(weight.shape[0], -1))
+
+
+def _gain(rows: Tensor) -> float:
+    return float(root_mean_square(rows)) * math.sqrt(rows.shape[1])
+
+
+def _fan_out(rows: Tensor, module: nn.Module) -> float:
+    kernel = getattr(module, "kernel_size", ())
+    positions = math.prod(kernel) if isinstance(kernel, tuple) else 1
+    stride = getattr(module, "stride", ())
+    steps = math.prod(stride) if isinstance(stride, tuple) else 1
+    groups = getattr(module, "groups", 1) if positions else 1
+    return rows.shape[0] * positions / steps / groups if groups else float(rows.shape[0])
+
+
+def _duplicates(rows: Tensor, biases: list[Tensor]) -> float:
+    if rows.shape[0] < 2:
+        return 0.0
+    if len(biases) == 1 and biases[0].shape[0] == rows.shape[0]:
+        rows = torch.cat([rows, biases[0][:, None].to(rows)], dim=1)
+    return float(duplicate_units(rows).float().mean())
