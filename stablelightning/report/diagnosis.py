@@ -128,7 +128,7 @@ def summary_line(diagnosis: "Diagnosis") -> str:
         >>> summary_line(sl.diagnose(torch.nn.Linear(4, 2), torch.randn(16, 4)))
         'no findings'
     """
-    count = Counter(finding.severity for finding in diagnosis.findings)
+    count = Counter[str](finding.severity for finding in diagnosis.findings)
     words = {"error": "error", "warning": "warning", "info": "note"}
     said = [
         f"{count[severity]} {word}{'s' if count[severity] > 1 else ''}"
@@ -157,19 +157,12 @@ def sentence(text: str) -> str:
 # ---- on a terminal --------------------------------------------------------------------------
 
 
-def print_diagnosis(
-    diagnosis: "Diagnosis",
-    *,
-    title: str = "",
-    treatments: "Sequence[Treatment]" = (),
-    file: TextIO | None = None,
-) -> None:
+def print_diagnosis(diagnosis: "Diagnosis", *, title: str = "", file: TextIO | None = None) -> None:
     """Print a diagnosis: with rich on a terminal, as plain text to files and pipes.
 
     Args:
         diagnosis: with its ``before`` where cures were applied.
         title: a line above it.
-        treatments: what the cures did, in words.
         file: where to; ``None`` is ``sys.stdout``.
 
     Example:
@@ -184,23 +177,19 @@ def print_diagnosis(
     if file.isatty():
         try:
             console = require("rich.console", extra="recipes").Console(file=file, highlight=False)
-            console.print(rich_diagnosis(diagnosis, title=title, treatments=treatments))
+            console.print(rich_diagnosis(diagnosis, title=title))
             return
         except MissingPackageError:
             pass
-    told = [f"{'done' if t.done else 'left'}: {t.words}" for t in treatments]
-    print("\n".join([*([title] if title else []), *told, str(diagnosis)]), file=file)
+    print("\n".join([*([title] if title else []), str(diagnosis)]), file=file)
 
 
-def rich_diagnosis(
-    diagnosis: "Diagnosis", *, title: str = "", treatments: "Sequence[Treatment]" = ()
-) -> "Group":
+def rich_diagnosis(diagnosis: "Diagnosis", *, title: str = "") -> "Group":
     """The same as what rich prints: signal and gradient as bars over depth, then the findings.
 
     Args:
         diagnosis: with its ``before`` where cures were applied.
         title: a line above it.
-        treatments: what the cures did, in words.
 
     Raises:
         MissingPackageError: rich is not installed.
@@ -209,8 +198,8 @@ def rich_diagnosis(
     group = require("rich.console", extra="recipes").Group
     parts: list[object] = [text(title, style="bold")] if title else []
     parts += [text(depth_sentence(diagnosis) + "."), text(""), _bars_table(diagnosis)]
-    if treatments:
-        parts += [text("\nWhat was done", style="bold"), _treatments_table(treatments)]
+    if diagnosis.treatments:
+        parts += [text("\nWhat was done", style="bold"), _treatments_table(diagnosis.treatments)]
     parts.append(text(f"\n{summary_line(diagnosis)}", style="bold"))
     if diagnosis.findings:
         parts.append(_findings_table(diagnosis.findings))

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,24 +23,17 @@ from stablelightning.report.files import written_whole
 from stablelightning.report.style import COLOURS, DPI, FAINT, INK, MUTED, new_figure
 
 if TYPE_CHECKING:
-    from stablelightning.model.cures import Treatment
     from stablelightning.model.diagnosis import Diagnosis
 
 _TEMPLATE = "diagnosis.html.jinja"
 
 
-def diagnosis_page(
-    diagnosis: "Diagnosis",
-    *,
-    title: str = "Before training",
-    treatments: "Sequence[Treatment]" = (),
-) -> str:
+def diagnosis_page(diagnosis: "Diagnosis", *, title: str = "Before training") -> str:
     """Make a page of the depth plot, what was done, the findings and every layer's numbers.
 
     Args:
         diagnosis: with its ``before`` where cures were applied; what these cured is listed too.
         title: of the page.
-        treatments: what the cures did, in words.
 
     Returns:
         HTML that needs no other file and no network: the plot is inside as SVG. Names of modules
@@ -67,7 +59,7 @@ def diagnosis_page(
         lead=depth_sentence(diagnosis) if diagnosis.layers else summary_line(diagnosis),
         chips=_chips(diagnosis),
         plot=_svg(diagnosis) if diagnosis.layers else None,
-        treatments=treatments,
+        treatments=diagnosis.treatments,
         groups=_groups(diagnosis),
         columns=columns,
         rows=rows,
@@ -85,7 +77,6 @@ def write_diagnosis(
     folder: str | os.PathLike[str],
     *,
     title: str = "Before training",
-    treatments: "Sequence[Treatment]" = (),
     name: str = "doctor",
 ) -> list[Path]:
     """Write the page as ``doctor.html``, ``doctor.png`` and ``doctor.json``, each whole.
@@ -94,7 +85,6 @@ def write_diagnosis(
         diagnosis: as for :func:`diagnosis_page`.
         folder: made if it is missing; files of these names are replaced.
         title: of the page.
-        treatments: what the cures did, in words.
         name: of the files.
 
     Returns:
@@ -113,11 +103,9 @@ def write_diagnosis(
     """
     folder = Path(folder)
     # All is made before anything is written.
-    page = diagnosis_page(diagnosis, title=title, treatments=treatments)
+    page = diagnosis_page(diagnosis, title=title)
     figure = diagnosis_figure(diagnosis) if diagnosis.layers else None
-    record = diagnosis.to_dict()
-    record["treatments"] = [treatment.to_dict() for treatment in treatments]
-    text = json.dumps(_finite(record), indent=2, allow_nan=False)
+    text = json.dumps(_finite(diagnosis.to_dict()), indent=2, allow_nan=False)
     written = [folder / f"{name}.html", folder / f"{name}.json"]
     for path, content in zip(written, (page, text), strict=True):
         with written_whole(path) as temporary:

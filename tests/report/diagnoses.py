@@ -1,86 +1,51 @@
 """Diagnoses made by hand, with numbers that the tests know."""
 
 import math
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
-
-@dataclass
-class LayerSignal:
-    name: str
-    index: int
-    std: float
-    gradient_rms: float
-    kind: str = "linear"
-    activation: str = "relu"
-    mean: float = 0.0
-    cosine: float = 0.1
-    dead: float = 0.0
-    saturated: float = 0.0
+from stablelightning.model.cures import Treatment
+from stablelightning.model.diagnosis import Diagnosis, Finding, LayerSignal
 
 
-@dataclass
-class Finding:
-    code: str
-    severity: str
-    module: str = ""
-    message: str = "something was measured"
-    evidence: dict[str, float] = field(default_factory=dict)
-    remedy: str = "do something about it"
-    cure: str | None = None
+def found(code: str, severity: Any, module: str = "", **rest: Any) -> Finding:
+    said = {"message": "something was measured", "remedy": "do something about it", **rest}
+    return Finding(code, severity, module, **said)
 
 
-@dataclass
-class Diagnosis:
-    layers: list[LayerSignal]
-    findings: list[Finding] = field(default_factory=list)
-    forward_slope: float = 0.0
-    gradient_slope: float = 0.0
-    underflow: float = 0.0
-    before: "Diagnosis | None" = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def __str__(self) -> str:
-        return f"{len(self.layers)} layers, {[f.code for f in self.findings]}"
-
-
-@dataclass
-class Treatment:
-    cure: str
-    done: bool
-    words: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def diagnosis(depth: int = 50, *, decay: float = 1.0, prefix: str = "network.body.", **rest: Any):
+def diagnosis(
+    depth: int = 50, *, decay: float = 1.0, prefix: str = "network.body.", **rest: Any
+) -> Diagnosis:
     """Signal and gradient that change by ``decay`` at every layer, each in its own direction."""
     layers = [
-        LayerSignal(f"{prefix}{2 * i}", i, decay**i, 1e-3 * decay ** (depth - 1 - i))
+        LayerSignal(
+            f"{prefix}{2 * i}", i, i, "linear", "relu", mean=0.0, std=decay**i, cosine=0.1,
+            gradient_rms=1e-3 * decay ** (depth - 1 - i), dead=0.0, saturated=math.nan,
+        )
         for i in range(depth)
-    ]
+    ]  # fmt: skip
     slope = math.log(decay)
-    return Diagnosis(layers, forward_slope=slope, gradient_slope=-slope, **rest)
+    rest = {"findings": [], "loss": 2.3, "underflow": 0.0, **rest}
+    return Diagnosis(layers=layers, forward_slope=slope, gradient_slope=-slope, **rest)
+
+
+def changed(made: Diagnosis, place: int, **values: float) -> None:
+    """Give one layer other numbers."""
+    made.layers[place] = LayerSignal(**{**vars(made.layers[place]), **values})
 
 
 def sick(depth: int = 50) -> Diagnosis:
     findings = [
-        Finding("vanishing-gradient", "error", "network.body.0", evidence={"rms": 3.2e-12}),
-        Finding("plain-depth", "warning", "network.body", cure="add-skips"),
-        Finding("not-zero-centred", "info", "network.body.4"),
+        found("vanishing-gradient", "error", "network.body.0", evidence={"rms": 3.2e-12}),
+        found("plain-depth", "warning", "network.body", cure="add-skips"),
+        found("not-zero-centred", "info", "network.body.4"),
     ]
     return diagnosis(depth, decay=0.5, findings=findings)
 
 
 def cured(depth: int = 50) -> Diagnosis:
-    left = [Finding("not-zero-centred", "info", "network.body.4")]
-    return diagnosis(depth, findings=left, before=sick(depth))
-
-
-TREATMENTS = [
-    Treatment("initialize", True, "50 layers were initialized anew"),
-    Treatment("add-skips", False, "network.body was left: it has no layers of equal width"),
-]
+    left = [found("not-zero-centred", "info", "network.body.4")]
+    treatments = [
+        Treatment("initialize", True, "50 layers were initialized anew"),
+        Treatment("add-skips", False, "network.body was left: its layers are of many widths"),
+    ]
+    return diagnosis(depth, findings=left, before=sick(depth), treatments=treatments)

@@ -8,7 +8,7 @@ import pytest
 
 from stablelightning.errors import DataError
 from stablelightning.report.depth import HEALTHY, depth_plot, depth_sentence
-from tests.report.diagnoses import Diagnosis, Finding, cured, diagnosis, sick
+from tests.report.diagnoses import changed, cured, diagnosis, found, sick
 
 
 def curves(axes, marker="o"):
@@ -81,9 +81,9 @@ def test_long_names_are_cut_in_front():
 
 def test_zeros_and_what_is_not_finite_are_crosses_at_the_rim():
     broken = diagnosis(5)
-    broken.layers[1].std = 0.0
-    broken.layers[2].std = math.inf
-    broken.layers[3].std = math.nan
+    changed(broken, 1, std=0.0)
+    changed(broken, 2, std=math.inf)
+    changed(broken, 3, std=math.nan)
     axes = depth_plot(broken).axes[0]
     low, high = axes.get_ylim()
     crosses = {
@@ -93,10 +93,10 @@ def test_zeros_and_what_is_not_finite_are_crosses_at_the_rim():
 
 
 def test_a_ring_has_the_colour_of_the_worst_finding_of_its_layer():
-    found = [Finding("a", "warning", "network.body.2"), Finding("b", "error", "network.body.2")]
+    both = [found("a", "warning", "network.body.2"), found("b", "error", "network.body.2")]
     (ring,) = [
         line
-        for line in depth_plot(diagnosis(4, findings=found)).axes[0].lines
+        for line in depth_plot(diagnosis(4, findings=both)).axes[0].lines
         if line.get_markerfacecolor() == "none" and line.get_marker() == "o"
     ]
     assert ring.get_label() == "error"
@@ -111,12 +111,12 @@ def test_the_sentence_says_what_is_seen():
     assert "before the cures, the signal fell 10¹⁵-fold" in depth_sentence(cured())
     assert "grows 512-fold" in depth_sentence(diagnosis(10, decay=2.0))
     dead = diagnosis(5)
-    dead.layers[0].gradient_rms = 0.0
+    changed(dead, 0, gradient_rms=0.0)
     assert "gradient vanishes" in depth_sentence(dead)
-    dead.layers[4].std = math.nan
+    changed(dead, 4, std=math.nan)
     assert "signal is not finite" in depth_sentence(dead)
 
 
 def test_no_layers():
     with pytest.raises(DataError, match="at least one layer"):
-        depth_plot(Diagnosis([]))
+        depth_plot(diagnosis(0))
