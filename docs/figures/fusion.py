@@ -1,4 +1,4 @@
-"""Two towers that see half a digit each, one loud and one quiet: joined as they are, and balanced."""
+"""Two towers see half a digit each, one loud and one quiet: joined as they are, and balanced."""
 
 import torch
 from _digits import BLUE, GREY, digits, split
