@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from stablelightning.callbacks.uncertainty import EstimateUncertainty
     from stablelightning.mixin import StableMixin
     from stablelightning.model.activation import swap_activations
+    from stablelightning.model.diagnose import diagnose
     from stablelightning.model.dropout import add_dropout
     from stablelightning.model.prediction import Prediction
     from stablelightning.model.recommend import recommend_activation
@@ -23,6 +24,7 @@ _HOME = {
     "Prediction": "stablelightning.model.prediction",
     "StableMixin": "stablelightning.mixin",
     "add_dropout": "stablelightning.model.dropout",
+    "diagnose": "stablelightning.model.diagnose",
     "mc_dropout": "stablelightning.model.sample",
     "recommend_activation": "stablelightning.model.recommend",
     "recommended_callbacks": "stablelightning.callbacks.recommended",
@@ -38,6 +40,7 @@ __all__ = [
     "Prediction",
     "StableMixin",
     "add_dropout",
+    "diagnose",
     "mc_dropout",
     "recommend_activation",
     "recommended_callbacks",

@@ -174,8 +174,10 @@ def split_batch(model: nn.Module, batch: Any) -> tuple[Any, Any]:
     entry is the target; of a dict the first of ``target targets label labels y``.
 
     Example:
-        >>> split_batch(nn.Identity(), (1, 2)), split_batch(nn.Identity(), {"x": 1, "y": 2})
-        ((1, 2), ({'x': 1}, 2))
+        >>> split_batch(nn.Identity(), ("images", "classes"))
+        ('images', 'classes')
+        >>> split_batch(nn.Identity(), {"pixels": "images", "label": "classes"})
+        ('images', 'classes')
     """
     own = getattr(model, "inputs_and_target", None)
     if callable(own):

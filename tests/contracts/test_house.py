@@ -19,6 +19,7 @@ FACE = [
     "Prediction",
     "StableMixin",
     "add_dropout",
+    "diagnose",
     "mc_dropout",
     "recommend_activation",
     "recommended_callbacks",
