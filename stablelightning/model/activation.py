@@ -1,7 +1,8 @@
 """Another activation for a whole model, in place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
-from stablelightning.errors import ModelError
+from stablelightning.errors import ModelError, RecipeError
 from stablelightning.model.activation_calls import functional_activations
 from stablelightning.model.activation_dropout import match_dropout
 from stablelightning.model.activation_maxout import layer_before, maxout_of, why_not
@@ -107,7 +108,11 @@ class ActivationSwap:
 
 
 def swap_activations(
-    model: nn.Module, activation: str | Callable[[], nn.Module], *, example: Any = None
+    model: nn.Module,
+    activation: str | Callable[[], nn.Module],
+    *,
+    example: Any = None,
+    only: Collection[str] | None = None,
 ) -> ActivationSwap:
     """Give every hidden unit of a model another activation, in place; no weight is touched.
 
@@ -131,13 +136,16 @@ def swap_activations(
             makes a module: a class, a function without arguments.
         example: inputs of one batch: a tensor, a tuple to spread or a dict of keywords. With it
             gates and outputs are told by the flow of data, not by structure and names.
+        only: dotted paths of the activations to swap, whatever they do there; ``None`` is every
+            hidden one.
 
     Returns:
         An :class:`ActivationSwap`, which says which initialization goes with the new activation;
         :func:`stablelightning.initialize` sets it.
 
     Raises:
-        RecipeError: there is no such activation, or its arguments do not fit.
+        RecipeError: there is no such activation, or its arguments do not fit; ``only`` names what
+            is no activation.
         ModelError: the model is compiled or scripted, or no module.
 
     Source:
@@ -159,7 +167,9 @@ def swap_activations(
     report.parameters_before = _parameters(model)
     places = find_places(model, example)
     hidden = [p for p in places if p.role == "hidden"]
-    report.kept += [Kept(p.path, _name(p), _REASONS[p.role]) for p in places if p.role != "hidden"]
+    if only is not None:
+        hidden = _named(places, only)
+    report.kept += [Kept(p.path, _name(p), _why(p, only)) for p in places if p not in hidden]
     if choice.make is None:
         _swap_for_maxout(model, hidden, choice, report)
     else:
@@ -170,6 +180,20 @@ def swap_activations(
     report.kept += [Kept(path, call, _FUNCTIONAL) for path, call in functional_activations(model)]
     report.parameters_after = _parameters(model)
     return report
+
+
+def _named(places: list[Place], only: Collection[str]) -> list[Place]:
+    paths = {place.path for place in places}
+    missing = [path for path in only if path not in paths]
+    if missing:
+        near = get_close_matches(missing[0], paths, n=3, cutoff=0)
+        there = f"near it are {', '.join(near)}" if near else "the model has none"
+        raise RecipeError(f"only must name activations of the model, got {missing[0]!r}; {there}.")
+    return [place for place in places if place.path in only]
+
+
+def _why(place: Place, only: Collection[str] | None) -> str:
+    return _REASONS[place.role] if only is None else "it was not asked for"
 
 
 def _swap(

@@ -305,6 +305,15 @@ def test_nothing_to_swap_is_said_and_no_error():
     assert (report.swapped, report.kept) == ([], [])
 
 
+def test_only_some_are_swapped_where_only_these_are_named():
+    model = nn.Sequential(small(), nn.Sigmoid())
+    report = swap_activations(model, "tanh", only=["0.3", "1"])
+    assert [type(m) for m in (model[0][1], model[0][3], model[1])] == [nn.ReLU, nn.Tanh, nn.Tanh]
+    assert [(k.path, k.why) for k in report.kept] == [("0.1", "it was not asked for")]
+    with pytest.raises(RecipeError, match=r"got '0\.2'; near it are 0\.[13]"):
+        swap_activations(model, "tanh", only=["0.2"])
+
+
 def test_an_unknown_name_changes_nothing():
     model = small()
     with pytest.raises(RecipeError, match="did you mean 'selu'"):
