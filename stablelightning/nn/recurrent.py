@@ -189,7 +189,7 @@ class VariationalLSTM(_VariationalRecurrence, nn.LSTM):
 
     Its weights have the names of ``nn.LSTM``, and those of one load into it. Without recurrent
     dropout at work and without layer norm it runs torch's fused kernel; else a loop over the steps,
-    about 1.5 times as slow on a CPU, with the products of all inputs taken at once.
+    about half as fast on a CPU, with the products of all inputs taken at once.
 
     Args:
         input_size: features of a step, >= 1.
