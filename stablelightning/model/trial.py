@@ -1,9 +1,11 @@
 """One trial step of an optimizer: how far it would throw the model."""
 
 import copy
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,12 +100,20 @@ def copied(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
         for group in optimizer.param_groups
     ]
     try:
-        clone = type(optimizer)(groups, **optimizer.defaults)
+        clone = type(optimizer)(groups, **_settings(optimizer))
         if optimizer.state:
             clone.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     except (TypeError, ValueError, RuntimeError, KeyError):
         return None
     return clone
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Its defaults as far as its constructor takes them; AdamW has one that it does not."""
+    parameters = inspect.signature(type(optimizer)).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return dict(optimizer.defaults)
+    return {name: value for name, value in optimizer.defaults.items() if name in parameters}
 
 
 def _evaluate(step: TrainingStep) -> tuple[float, Tensor | None]:
