@@ -24,6 +24,7 @@ from stablelightning.model.activation_names import (
 )
 from stablelightning.model.activation_places import Place, find_places, leaves_of
 from stablelightning.model.activation_rules import initialization_for
+from stablelightning.model.defaults import default_parameters
 from stablelightning.model.modules import modules_of
 
 #: Why an activation is left as it is, by what it does.
@@ -257,17 +258,21 @@ def _swap_for_maxout(
         for child in owner._modules.values():
             if child is not None:
                 uses[child] = uses.get(child, 0) + 1
+    verdicts = default_parameters(model)
     for place in places:
+        fresh = False
         found = layer_before(place.owner, place.key)
         if found is None or place.module is None:
             reason = "maxout takes a layer and its activation, side by side in a Sequential"
         else:
             key, layer = found
-            reason = why_not(layer, place.module, uses[layer]) or ""
+            weight = f"{place.path.removesuffix(place.key)}{key}.weight"
+            fresh = weight in verdicts and verdicts[weight].default
+            reason = why_not(layer, place.module, uses=uses[layer], fresh=fresh) or ""
         if reason or found is None or place.module is None:
             report.kept.append(Kept(place.path, _name(place), reason))
             continue
-        made = maxout_of(layer, place.module, choice.pieces)
+        made = maxout_of(layer, place.module, choice.pieces, fresh=fresh)
         path = place.path.removesuffix(place.key)
         report.swapped.append(Swapped(f"{path}{key}", type(layer).__name__, choice.name))
         report.swapped.append(Swapped(place.path, _name(place), "nothing"))

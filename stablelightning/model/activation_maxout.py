@@ -1,6 +1,5 @@
 """Layers with their activations, made into maxout layers."""
 
-import math
 from typing import Any
 
 import torch
@@ -23,11 +22,6 @@ _CONVOLUTIONS: dict[type[nn.Module], Any] = {
     nn.Conv2d: MaxoutConv2d,
     nn.Conv3d: MaxoutConv3d,
 }
-
-#: A layer that torch has just made looks otherwise once in a million times.
-_STANDARD_ERRORS = 5.0
-#: Weights of half precision are rounded past the bound.
-_ROUNDING = 1e-2
 
 #: Norms may stand between a layer and its activation: the maximum is then taken before them.
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -59,16 +53,17 @@ def layer_before(owner: nn.Module, key: str) -> tuple[str, nn.Module] | None:
     return None
 
 
-def why_not(layer: nn.Module, activation: nn.Module, uses: int) -> str | None:
+def why_not(layer: nn.Module, activation: nn.Module, *, uses: int, fresh: bool) -> str | None:
     """Why a layer and its activation cannot become maxout, in words; ``None`` if they can.
 
     Args:
         layer: a linear layer or convolution.
         activation: what it feeds.
         uses: how often the model holds the layer.
+        fresh: whether its weights are still torch's default.
 
     Example:
-        >>> why_not(nn.Linear(2, 2), nn.ReLU(), uses=2)
+        >>> why_not(nn.Linear(2, 2), nn.ReLU(), uses=2, fresh=True)
         'its layer is shared, and other places use it as it is'
     """
     if uses > 1:
@@ -79,7 +74,7 @@ def why_not(layer: nn.Module, activation: nn.Module, uses: int) -> str | None:
         return "its layer has hooks or a parametrization, which would be lost"
     if type(layer) is not nn.Linear and type(layer) not in _CONVOLUTIONS:
         return f"its layer is a {type(layer).__name__}, which does more than a plain one"
-    if not _looks_fresh(layer) and slope_of(activation) is None:
+    if not fresh and slope_of(activation) is None:
         return "its layer is trained, and no maximum of linear pieces computes the same"
     return None
 
@@ -100,23 +95,21 @@ def slope_of(activation: nn.Module) -> float | None:
     return float(slope) if slope is not None and slope <= 1 else None
 
 
-def maxout_of(layer: nn.Module, activation: nn.Module, pieces: int) -> Maxout:
+def maxout_of(layer: nn.Module, activation: nn.Module, pieces: int, *, fresh: bool) -> Maxout:
     """Make the maxout layer for a layer and its activation.
 
-    A layer that still has its default weights gets new, independent pieces. A trained one becomes
-    the first piece, and the others its multiple by the activation's slope below zero, so that
-    ``max(Wx, slope * Wx)`` computes what it computed before.
+    A fresh layer gets new, independent pieces. A trained one becomes the first piece, and the
+    others its multiple by the activation's slope below zero, so that ``max(Wx, slope * Wx)``
+    computes what it computed before.
 
     Args:
         layer: a linear layer or convolution; left as it is.
         activation: what it feeds.
         pieces: linear pieces of a unit, >= 2.
+        fresh: whether the layer's weights are still torch's default.
 
     Example:
-        >>> layer = nn.Linear(3, 4)
-        >>> nn.init.zeros_(layer.bias) is layer.bias
-        True
-        >>> maxout_of(layer, nn.ReLU(), pieces=2)
+        >>> maxout_of(nn.Linear(3, 4), nn.ReLU(), pieces=2, fresh=True)
         MaxoutLinear(
           pieces=2, parameters=32 (2x those of the plain layer)
           (layer): Linear(in_features=3, out_features=8, bias=True)
@@ -124,7 +117,7 @@ def maxout_of(layer: nn.Module, activation: nn.Module, pieces: int) -> Maxout:
     """
     made = _like(layer, pieces)
     slope = slope_of(activation)
-    if slope is not None and not _looks_fresh(layer):
+    if slope is not None and not fresh:
         factors = torch.tensor([1.0, *[slope] * (pieces - 1)])
         for name, value in layer.named_parameters():
             multiples = factors.to(value).view(-1, *[1] * (value.ndim - 1))
@@ -134,18 +127,6 @@ def maxout_of(layer: nn.Module, activation: nn.Module, pieces: int) -> Maxout:
     for name, value in layer.named_parameters():
         made.layer.get_parameter(name).requires_grad_(value.requires_grad)
     return made.train(layer.training)
-
-
-def _looks_fresh(layer: nn.Module) -> bool:
-    """Whether a layer's weights are still what torch draws: uniform within 1 / sqrt(fan-in)."""
-    weight = layer.get_parameter("weight").detach()
-    if weight.is_meta:
-        return True
-    bound = weight[0].numel() ** -0.5
-    mean_square = float(weight.double().square().mean()) * 3 / bound**2
-    tolerance = _STANDARD_ERRORS * math.sqrt(0.8 / weight.numel())
-    inside = float(weight.abs().max()) <= bound * (1 + _ROUNDING)
-    return bool(inside and abs(mean_square - 1) < tolerance)
 
 
 def _like(layer: nn.Module, pieces: int) -> Maxout:
