@@ -8,6 +8,7 @@ from torch import nn
 from stablelightning.callbacks.batches import inputs_and_target
 from stablelightning.errors import ModelError
 from stablelightning.mixin import StableMixin
+from stablelightning.model.cures import CHECKPOINT_KEY, recorded_treatments, repeat_treatments
 from stablelightning.model.prediction import Task
 
 
@@ -68,3 +69,12 @@ class StableModule(StableMixin, L.LightningModule):
     def inputs_and_target(self, batch: Any) -> tuple[Any, Any]:
         """Split a batch by the rule for the network's own ``forward``."""
         return inputs_and_target(self.network, batch)  # type: ignore[arg-type]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep beside the weights what cures did to the structure."""
+        if treatments := recorded_treatments(self):
+            checkpoint[CHECKPOINT_KEY] = treatments
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Do the same to the structure again, so that the weights find their places."""
+        repeat_treatments(self, checkpoint.get(CHECKPOINT_KEY, []))

@@ -13,6 +13,7 @@ VERBS = {
     "test": "one pass over the test set (LightningCLI)",
     "predict": "predict from the folder of a run, or as LightningCLI does from --config",
     "run": "train a recipe, test it with Monte Carlo dropout, and report",
+    "doctor": "find before training what will go wrong in it",
 }
 
 _HELP = """\
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 2 where a setting, a file or the data must be mended; 1 where something
-        unexpected broke; 130 when interrupted.
+        unexpected broke, or the doctor found an error; 130 when interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -76,6 +77,10 @@ def _verb(verb: str, rest: list[str]) -> Callable[[list[str]], int]:
         from stablelightning.cli.run import main as run
 
         return run
+    if verb == "doctor":
+        from stablelightning.cli.doctor import main as doctor
+
+        return doctor
     names_folder = bool(rest) and not rest[0].startswith("-")
     if verb == "predict" and (names_folder or rest in (["-h"], ["--help"])):
         from stablelightning.cli.predict import main as predict

@@ -33,7 +33,8 @@ class Slot:
         return getattr(import_module(module), name)  # type: ignore[no-any-return]
 
 
-#: A new concern is a new line here.
+#: A new concern is a new line here. In the order of ``setup``: what changes the model comes first,
+#: and the doctor sees what it has become.
 SLOTS = (
     Slot(
         "uncertainty",
@@ -42,6 +43,11 @@ SLOTS = (
         # Every run estimates uncertainty; where nobody asked for it, a model with nothing random
         # in it is told so in a warning, not an error.
         unasked={"required": False},
+    ),
+    Slot(
+        "doctor",
+        "stablelightning.callbacks.doctor.ConsultDoctor",
+        "A diagnosis before training, and the cures where they are asked for.",
     ),
     Slot(
         "monitor",

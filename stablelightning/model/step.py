@@ -21,6 +21,8 @@ Loss = Callable[[Any, Any], Tensor]
 _TARGET_KEYS = ("target", "targets", "label", "labels", "y")
 #: What a LightningModule logs with; without a trainer these raise.
 _LOGGING = ("log", "log_dict")
+#: Where the ``training_step`` is defined that does nothing.
+_EMPTY_STEPS = ("lightning.pytorch.core.", "pytorch_lightning.core.")
 #: Where no target is given, the output is projected on a direction drawn from this seed.
 _PROJECTION_SEED = 0
 
@@ -223,7 +225,7 @@ def _quiet(*_: Any, **__: Any) -> None:
 def _has_own_step(model: nn.Module, notes: list[str]) -> bool:
     """Whether the module brings a step of its own (a LightningModule does) that can be run."""
     step = getattr(type(model), "training_step", None)
-    if step is None or getattr(step, "__module__", "").startswith(("lightning.", "pytorch_")):
+    if step is None or getattr(step, "__module__", "").startswith(_EMPTY_STEPS):
         return False
     if not getattr(model, "automatic_optimization", True):
         notes.append(

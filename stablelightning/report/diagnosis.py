@@ -309,3 +309,22 @@ def layer_rows(layers: "Sequence[LayerSignal]") -> tuple[list[str], list[list[ob
         for layer in layers
     ]
     return columns, rows
+
+
+def findings_rows(findings: "Sequence[Finding]") -> tuple[list[str], list[list[object]]]:
+    """Columns and rows of the findings, for a table of W&B.
+
+    Example:
+        >>> findings_rows([])[0]
+        ['severity', 'finding', 'module', 'message', 'evidence', 'remedy', 'cure']
+    """
+    columns = ["severity", "finding", "module", "message", "evidence", "remedy", "cure"]
+    rows: list[list[object]] = [
+        [
+            *(finding.severity, finding.code, finding.module, finding.message),
+            ", ".join(f"{name} = {short_number(v)}" for name, v in finding.evidence.items()),
+            *(finding.remedy, finding.cure),
+        ]
+        for finding in findings
+    ]
+    return columns, rows

@@ -9,12 +9,13 @@ from stablelightning import callbacks
 
 #: Settings that keep the contracts fast, and differ from the defaults where that shows something.
 SETTINGS: dict[str, dict[str, Any]] = {
+    "ConsultDoctor": {"batches": 2, "required": False},
     "EstimateUncertainty": {"samples": 9, "seed": 5, "tolerance": 1e-6},
     "MonitorSignals": {"every_n_steps": 3, "window": 8, "dead_share": 0.9},
 }
 
 #: Callbacks that must not change what is learned.
-OBSERVERS = {"EstimateUncertainty", "MonitorSignals"}
+OBSERVERS = {"ConsultDoctor", "EstimateUncertainty", "MonitorSignals"}
 
 #: Callbacks that cannot do what they are for around a model with nothing random in it.
 SAMPLERS = {"EstimateUncertainty"}

@@ -7,6 +7,17 @@ written unless the cure is to initialize.
 """
 
 from stablelightning.model.cures.apply import CURES, apply_cures, repeat_treatments
-from stablelightning.model.cures.treatment import Treatment, recorded_treatments
+from stablelightning.model.cures.treatment import (
+    CHECKPOINT_KEY,
+    Treatment,
+    recorded_treatments,
+)
 
-__all__ = ["CURES", "Treatment", "apply_cures", "recorded_treatments", "repeat_treatments"]
+__all__ = [
+    "CHECKPOINT_KEY",
+    "CURES",
+    "Treatment",
+    "apply_cures",
+    "recorded_treatments",
+    "repeat_treatments",
+]

@@ -7,6 +7,9 @@ from torch import nn
 
 from stablelightning.errors import CheckpointError
 
+#: Where a checkpoint of a Trainer holds what was done to the structure of its model.
+CHECKPOINT_KEY = "stable_treatments"
+
 #: Where a model keeps what was done to its structure. It travels with copies of the model.
 _RECORD = "_structural_treatments"
 

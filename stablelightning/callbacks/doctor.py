@@ -1,0 +1,265 @@
+"""A diagnosis before training, inside a Trainer, and the cures where they are asked for."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from stablelightning.callbacks.base import StableCallback
+from stablelightning.callbacks.first_batches import first_batches, joined
+from stablelightning.callbacks.steps import replace_method
+from stablelightning.errors import (
+    MissingPackageError,
+    ModelError,
+    RecipeError,
+    StableLightningWarning,
+)
+from stablelightning.model.cures import (
+    CHECKPOINT_KEY,
+    recorded_treatments,
+    repeat_treatments,
+)
+from stablelightning.model.diagnose import diagnose
+from stablelightning.model.diagnosis import Diagnosis
+from stablelightning.model.generators import undisturbed_generators
+from stablelightning.report.diagnosis import (
+    diagnosis_figure,
+    findings_rows,
+    layer_rows,
+    summary_line,
+)
+from stablelightning.report.page import write_diagnosis
+from stablelightning.report.wandb import log_figure, log_table
+
+_log = logging.getLogger(__name__)
+
+_NAMED = 3  # findings in a warning; the page has them all
+
+
+class ConsultDoctor(StableCallback):
+    """Diagnose the model before the first step of ``fit``, and cure it if that is asked for.
+
+    In ``setup``, before there is an optimizer: :func:`stablelightning.diagnose` on the first
+    batches of the training data, one training step's worth of work that leaves no trace. With
+    ``apply``, the mechanical cures follow (initialize, skips, norms, ...), and a second diagnosis.
+    What a cure adds belongs to the model from then on: the optimizer holds it, and checkpoints
+    hold what was done, so that a resumed run, a test or a prediction changes the structure of a
+    new model in the same way before weights are loaded. A run that goes on from a checkpoint is not
+    diagnosed again.
+
+    With several processes the first one decides, and the others follow.
+
+    Logged, to every logger of the Trainer: ``doctor/errors`` and ``doctor/warnings`` (findings
+    left), ``doctor/forward_slope`` and ``doctor/gradient_slope`` (of the natural logarithm, per
+    layer), ``doctor/underflow`` (share); to W&B also the page as a figure, and the tables
+    ``doctor/findings``, ``doctor/layers`` and ``doctor/treatments``. The page lies beside the logs,
+    as ``doctor.html``, ``doctor.png`` and ``doctor.json``, where there is a logger.
+
+    Args:
+        apply: perform the cures; ``False`` only tells.
+        batches: number of batches whose rows are looked at together, >= 1.
+        strict: end the run before it starts if an error is left.
+        required: raise where a diagnosis is not possible (a model that is made later, data that
+            cannot be read); ``False`` says so in a warning, and steps aside.
+
+    Attributes:
+        diagnosis: the last diagnosis, on process 0; its ``before`` is the one before the cures.
+
+    Raises:
+        RecipeError: a setting is out of its range.
+        ModelError: ``strict``, and an error is left; a model without parameters.
+        DataError: there is no training data, or its batches do not fit the model.
+
+    Example:
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> doctor = ConsultDoctor()
+        >>> trainer = L.Trainer(
+        ...     accelerator="cpu", logger=False, enable_progress_bar=False, max_steps=1,
+        ...     enable_checkpointing=False, enable_model_summary=False, callbacks=[doctor],
+        ... )
+        >>> trainer.fit(BoringModel())
+        >>> [layer.name for layer in doctor.diagnosis.layers]
+        ['layer']
+    """
+
+    def __init__(
+        self,
+        apply: bool = False,
+        *,
+        batches: int = 1,
+        strict: bool = False,
+        required: bool = True,
+    ) -> None:
+        if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
+            raise RecipeError(f"batches must be a whole number >= 1, got {batches!r}.")
+        self.apply = apply
+        self.batches = batches
+        self.strict = strict
+        self.required = required
+        self.diagnosis: Diagnosis | None = None
+        self._restore_hook: Callable[[], None] | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Diagnose, or prepare for the checkpoint that will be loaded."""
+        super().setup(trainer, pl_module, stage)
+        # The second is a run that a cluster has interrupted, and goes on by itself.
+        if trainer.ckpt_path or trainer._checkpoint_connector._hpc_resume_path:
+            self._repeat_before_loading(pl_module)
+        elif stage == "fit" and trainer.limit_train_batches != 0:
+            self._consult(trainer, pl_module)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave the module's methods as they were."""
+        self._give_back()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the module's methods as they were."""
+        self._give_back()
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep what was done to the structure beside the weights."""
+        treatments = recorded_treatments(pl_module)
+        if treatments:
+            checkpoint[CHECKPOINT_KEY] = treatments
+
+    # ---- a checkpoint -----------------------------------------------------------------------
+
+    def _repeat_before_loading(self, pl_module: L.LightningModule) -> None:
+        """Lightning asks the module first when it has read a checkpoint, and then loads weights."""
+        self._give_back()
+        usual = pl_module.on_load_checkpoint
+
+        def repeat_first(checkpoint: dict[str, Any]) -> None:
+            repeat_treatments(pl_module, checkpoint.get(CHECKPOINT_KEY, []))
+            usual(checkpoint)
+
+        self._restore_hook = replace_method(pl_module, "on_load_checkpoint", repeat_first)
+
+    def _give_back(self) -> None:
+        if self._restore_hook is not None:
+            self._restore_hook()
+            self._restore_hook = None
+
+    # ---- a diagnosis ------------------------------------------------------------------------
+
+    def _consult(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let process 0 examine the model, and all end up with the same one."""
+        self.diagnosis = None
+        failure: Exception | None = None
+        try:
+            # On every process: a loader may be one that all must enter.
+            batch = joined(first_batches(trainer, pl_module, self.batches))
+            if trainer.is_global_zero:
+                with undisturbed_generators():
+                    self.diagnosis = self._examined(pl_module, batch)
+        except Exception as error:
+            failure = error
+        failure = _first_failure(trainer, failure)
+        if failure is not None:
+            self.diagnosis = None
+            if self.required or self.strict:
+                raise failure
+            rank_zero_warn(f"ConsultDoctor steps aside: {failure}", category=StableLightningWarning)
+            return
+        if self.apply and trainer.world_size > 1:
+            _follow_the_first(trainer, pl_module)
+        if self.diagnosis is not None:
+            self._tell(trainer, self.diagnosis)
+
+    def _examined(self, pl_module: L.LightningModule, batch: Any) -> Diagnosis:
+        diagnosis = diagnose(pl_module, batch)
+        if self.apply and diagnosis.findings:
+            diagnosis = diagnosis.apply()
+        # What performs the cures holds the model and the batch.
+        diagnosis.cure = None
+        if diagnosis.before is not None:
+            diagnosis.before.cure = None
+        if self.strict and diagnosis.worst == "error":
+            remedy = "mend these" if self.apply else "apply the cures (apply: true)"
+            raise ModelError(
+                f"a model must be fit to be trained, and the doctor finds {_named(diagnosis)}; "
+                f"{remedy}, or set strict to false."
+            )
+        return diagnosis
+
+    # ---- what is told -----------------------------------------------------------------------
+
+    def _tell(self, trainer: L.Trainer, diagnosis: Diagnosis) -> None:
+        for treatment in diagnosis.treatments:
+            rank_zero_info(f"The doctor: {treatment}")
+        if diagnosis.worst == "error":
+            rank_zero_warn(
+                f"the doctor finds {_named(diagnosis)}; {summary_line(diagnosis)}.",
+                category=StableLightningWarning,
+            )
+        elif diagnosis.findings:
+            rank_zero_info(f"The doctor: {summary_line(diagnosis)}.")
+        if not trainer.loggers:
+            return
+        errors, warnings = (
+            float(sum(f.severity == severity for f in diagnosis.findings))
+            for severity in ("error", "warning")
+        )
+        numbers = {
+            "doctor/errors": errors,
+            "doctor/warnings": warnings,
+            "doctor/forward_slope": diagnosis.forward_slope,
+            "doctor/gradient_slope": diagnosis.gradient_slope,
+            "doctor/underflow": diagnosis.underflow,
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step=0)
+        log_table(trainer.loggers, "doctor/findings", *findings_rows(diagnosis.findings))
+        log_table(trainer.loggers, "doctor/layers", *layer_rows(diagnosis.layers))
+        if diagnosis.treatments:
+            rows = [[t.cure, t.done, t.words] for t in diagnosis.treatments]
+            log_table(trainer.loggers, "doctor/treatments", ["cure", "done", "words"], rows)
+        self._write_page(trainer, diagnosis)
+
+    def _write_page(self, trainer: L.Trainer, diagnosis: Diagnosis) -> None:
+        folder = trainer.loggers[0].log_dir or trainer.loggers[0].save_dir
+        try:
+            if diagnosis.layers:
+                log_figure(trainer.loggers, "doctor/page", diagnosis_figure(diagnosis))
+            if folder is not None:
+                write_diagnosis(diagnosis, Path(folder))
+        except MissingPackageError as error:
+            _log.info("the doctor's page was not drawn: %s", error)
+
+
+def _named(diagnosis: Diagnosis) -> str:
+    """The worst findings by code and place."""
+    errors = [f for f in diagnosis.findings if f.severity == "error"]
+    said = [f"{f.code}{f' at {f.module}' if f.module else ''}" for f in errors[:_NAMED]]
+    more = f" and {len(errors) - _NAMED} more" if len(errors) > _NAMED else ""
+    return ", ".join(said) + more
+
+
+def _first_failure(trainer: L.Trainer, failure: Exception | None) -> Exception | None:
+    """This process's own failure, or that of another: all must go the same way."""
+    if trainer.world_size == 1:
+        return failure
+    told: list[Any] = [None] * trainer.world_size
+    mine = None if failure is None else str(failure) or type(failure).__name__
+    torch.distributed.all_gather_object(told, mine)
+    others = [ModelError(words) for words in told if words is not None]
+    return failure or next(iter(others), None)
+
+
+def _follow_the_first(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    """Give every process the structure and the weights of process 0."""
+    first = trainer.is_global_zero
+    weights = {name: value.detach().cpu() for name, value in pl_module.state_dict().items()}
+    sent = (recorded_treatments(pl_module), weights) if first else None
+    treatments, weights = trainer.strategy.broadcast(sent)  # type: ignore[misc]
+    if not first:
+        repeat_treatments(pl_module, treatments)
+        pl_module.load_state_dict(weights)

@@ -1,0 +1,74 @@
+"""One consultation: a recipe's model, data and optimizer, looked at without training."""
+
+from dataclasses import replace
+
+import lightning as L
+from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
+from torch.optim import Optimizer
+
+from stablelightning.callbacks.first_batches import first_batches, joined
+from stablelightning.cli.doctor import Consultation
+from stablelightning.cli.quiet import quiet
+from stablelightning.cli.session import RunCLI
+from stablelightning.model.diagnose import diagnose
+from stablelightning.model.generators import undisturbed_generators
+from stablelightning.optional import require
+from stablelightning.report.diagnosis import print_diagnosis
+from stablelightning.report.page import write_diagnosis
+
+#: One process, and no record as if of a run.
+_HERE = (
+    "--trainer.devices=1",
+    "--trainer.num_nodes=1",
+    "--trainer.strategy=auto",
+    "--trainer.logger=false",
+)
+
+#: What is needed for the page, and so looked for before anything heavy.
+_NEEDED = ("matplotlib", "jinja2", "rich")
+
+
+def consult(wanted: Consultation) -> int:
+    """Build, diagnose, cure if that is asked for, tell, and write the page.
+
+    Returns:
+        1 where an error is left, else 0.
+
+    Raises:
+        StableLightningError: something must be mended first; no folder is left.
+    """
+    quiet()
+    for name in _NEEDED:
+        require(name, extra="recipes")
+    plan = replace(wanted.plan, overrides=(*wanted.plan.overrides, *_HERE))
+    cli = RunCLI(plan)
+    cli.check_data()
+    trainer, model = cli.trainer, cli.model
+    # What Trainer.fit does before it calls the first hook.
+    trainer.strategy.connect(model)
+    trainer._data_connector.attach_data(model, datamodule=cli.datamodule)
+    batch = joined(first_batches(trainer, model, wanted.batches))
+    optimizer, trouble = _optimizer(model)
+    diagnosis = diagnose(model, batch, optimizer=optimizer)
+    if wanted.apply and diagnosis.findings:
+        diagnosis = diagnosis.apply()
+    diagnosis.notes += trouble
+    title = f"The doctor on {plan.recipe.stem}"
+    if plan.overlays:
+        title += f" with {', '.join(path.stem for path in plan.overlays)}"
+    written = write_diagnosis(diagnosis, plan.folder, title=title)
+    print_diagnosis(diagnosis, title=title)
+    print(f"\nThe page: {written[0]}", flush=True)
+    return int(diagnosis.worst == "error")
+
+
+def _optimizer(model: L.LightningModule) -> tuple[Optimizer | None, list[str]]:
+    """The optimizer that training would use, and why there is none."""
+    try:
+        with undisturbed_generators():
+            optimizers, _ = _init_optimizers_and_lr_schedulers(model)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        return None, [f"the optimizer could not be made without a run ({reason})"]
+    first = next((o for o in optimizers if isinstance(o, Optimizer)), None)
+    return first, []
