@@ -15,6 +15,8 @@ from tests.model.zoo.patients import Patient
 #: What a doctor may call a signal or gradient that is too large, and one that is too small.
 EXPLODING = ("exploding-signal", "exploding-gradient")
 VANISHING = ("vanishing-gradient", "vanishing-signal", "collapsed-signal")
+#: One code for a loss that is given probabilities for logits and for the reverse, or one for each.
+REVERSED = ("loss-expects-logits", "loss-expects-probabilities", "loss-expects-log-probabilities")
 
 # ---- modules -------------------------------------------------------------------------------------
 
@@ -64,19 +66,20 @@ class SelfNormalizingSkips(nn.Module):
 
 
 class RecurrentBatchNorm(nn.Module):
-    """Batch norm between two recurrent layers, over a time axis it does not know."""
+    """Batch norm on the state, step after step: one set of statistics for all of them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.LSTM(8, 24, batch_first=True)
+        self.cell = nn.LSTMCell(24, 24)
         self.norm = nn.BatchNorm1d(24)
-        self.second = nn.LSTM(24, 24, batch_first=True)
         self.head = nn.Linear(24, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, _ = self.first(x)
-        x, _ = self.second(self.norm(x.mT).mT)
-        return self.head(x[:, -1])
+        state, memory = x.new_zeros(2, len(x), 24)
+        for step in x.unbind(1):
+            state, memory = self.cell(step, (state, memory))
+            state = self.norm(state)
+        return self.head(state)
 
 
 class Standardising(nn.Module):

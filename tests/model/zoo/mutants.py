@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.model.zoo import patients as p
 from tests.model.zoo import sequences as s
-from tests.model.zoo.faults import EXPLODING, VANISHING
+from tests.model.zoo.faults import EXPLODING, REVERSED, VANISHING
 from tests.model.zoo.healthy import ResidualRows, glorot_, he_, lecun_, stack
 from tests.model.zoo.patients import Case, Patient
 
@@ -129,8 +130,20 @@ def _recurrent(draw: random.Random) -> _Subject:
     return _Subject(name, Patient(model, p.classes(p.tokens(), 5)), [("fc",)])
 
 
+def _published(draw: random.Random) -> _Subject:
+    name = draw.choice(("test_resnet", "test_vit", "test_convnext", "test_efficientnet"))
+    more = {"img_size": 64} if name == "test_vit" else {}
+    model = timm.create_model(name, num_classes=10, **more)
+    return _Subject(name, Patient(model, p.classes(p.images(size=64))), [])
+
+
 def _any(draw: random.Random) -> _Subject:
-    makers = (_rows, _rows, _plain_images, _normed_rows, _residual, _encoder, _recurrent)
+    makers = (_rows, _plain_images, _normed_rows, _residual, _encoder, _recurrent, _published)
+    return draw.choice(makers)(draw)
+
+
+def _layered(draw: random.Random) -> _Subject:
+    makers = (_rows, _plain_images, _normed_rows, _residual, _published)
     return draw.choice(makers)(draw)
 
 
@@ -178,11 +191,11 @@ def _zeroed(subject: _Subject, draw: random.Random) -> _Planted:
 
 
 def _hidden_weights(subject: _Subject) -> list[str]:
-    """Every linear or convolutional layer but the last; not those inside attention."""
+    """Every linear or convolutional layer but the last, whose units read the same inputs."""
     layers = [
         name
         for name, module in subject.model.named_modules()
-        if type(module) in (nn.Linear, nn.Conv2d)
+        if isinstance(module, nn.Linear | nn.Conv2d) and getattr(module, "groups", 1) == 1
     ]
     return layers[:-1]
 
@@ -194,7 +207,8 @@ def _constant(subject: _Subject, draw: random.Random) -> _Planted:
     )
     layer = subject.model.get_submodule(name)
     layer.weight.fill_(value)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return ("symmetric-weights",), (name,), f"{name} = {value:.2f}"
 
 
@@ -202,7 +216,8 @@ def _duplicated(subject: _Subject, draw: random.Random) -> _Planted:
     name = draw.choice(_hidden_weights(subject))
     layer = subject.model.get_submodule(name)
     layer.weight.copy_(layer.weight[:1].clone().expand_as(layer.weight))
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return ("symmetric-weights",), (name,), name
 
 
@@ -222,7 +237,8 @@ def _not_finite(subject: _Subject, draw: random.Random) -> _Planted:
         parameter[subject.patient.batch[0][0, 0], 0] = value  # a token that is there
     else:
         parameter.view(-1)[draw.randrange(parameter.numel())] = value
-    return ("non-finite",), (place,), f"{name}: {value}"
+    # What the model itself owns (a class token) first shows in whichever module reads it.
+    return ("non-finite",), (place,) if place else (), f"{name}: {value}"
 
 
 def _normal_everywhere(subject: _Subject, draw: random.Random) -> _Planted:
@@ -295,7 +311,7 @@ def _softmax_twice(subject: _Subject, draw: random.Random) -> _Planted:
 
 def _logits_as_likelihood(subject: _Subject, draw: random.Random) -> _Planted:
     subject.patient.loss = F.nll_loss
-    return ("loss-expects-probabilities", "loss-expects-log-probabilities"), (), ""
+    return REVERSED, (), ""
 
 
 def _self_normalization(subject: _Subject, draw: random.Random) -> _Planted:
@@ -338,19 +354,13 @@ KINDS: dict[str, tuple[_Plant, Callable[[random.Random], _Subject]]] = {
     "scaled_up": (_scaled_up, _unbounded),
     "scaled_down": (_scaled_down, lambda d: _plain_images(d) if d.random() < 0.3 else _rows(d)),
     "zeroed": (_zeroed, _unbounded),
-    "constant": (_constant, lambda d: d.choice((_rows, _plain_images, _normed_rows, _residual))(d)),
-    "duplicated": (
-        _duplicated,
-        lambda d: d.choice((_rows, _plain_images, _normed_rows, _residual))(d),
-    ),
+    "constant": (_constant, _layered),
+    "duplicated": (_duplicated, _layered),
     "dead": (_dead, _rectified),
     "not_finite": (_not_finite, _any),
     "normal_everywhere": (_normal_everywhere, _rows),
     "saturated": (_saturated, lambda d: _plain_rows(d, "tanh")),
-    "unstandardised": (
-        _unstandardised,
-        lambda d: d.choice((_rows, _plain_images, _normed_rows, _residual))(d),
-    ),
+    "unstandardised": (_unstandardised, _layered),
     "equal_rows": (_equal_rows, lambda d: _plain_images(d) if d.random() < 0.3 else _rows(d)),
     "without_norm": (_without_norm, lambda d: _normed_rows(d, d.randint(20, 40))),
     "sigmoid_instead": (_sigmoid_instead, lambda d: _normed_rows(d, d.randint(8, 20))),

@@ -111,7 +111,7 @@ SICK = [
     Case(
         "saturated_sigmoid_by_bias",
         f.changed(lambda m: m[0].bias.fill_(15), lambda: stack([20, 48, 10], nn.Sigmoid, glorot_)),
-        ("saturated-units",),
+        ("saturated-units", "dead-units"),  # flat on every row: both are true
         ("0", "1"),
     ),
     Case(
@@ -158,8 +158,8 @@ SICK = [
     # ---- the architecture
     Case(
         "saturating_depth",
-        f.rows(lambda: stack([20, *[48] * 16, 10], nn.Tanh, glorot_)),
-        ("saturating-depth", "vanishing-gradient"),
+        f.rows(lambda: stack([20, *[48] * 6, 10], nn.Sigmoid, f.orthogonal_(4.0))),
+        ("saturating-depth",),
     ),
     Case(
         "plain_depth",
@@ -197,7 +197,7 @@ SICK = [
     ),
     Case(
         "recurrent_batch_norm",
-        lambda: Patient(f.RecurrentBatchNorm(), p.classes(p.series())),
+        lambda: Patient(f.RecurrentBatchNorm(), p.classes(p.series(columns=24))),
         ("recurrent-batch-norm",),
     ),
     # ---- the loss and the optimizer
@@ -214,7 +214,7 @@ SICK = [
     Case(
         "logits_into_nll",
         f.ended(nn.Identity(), F.nll_loss),
-        ("loss-expects-probabilities", "loss-expects-log-probabilities"),
+        f.REVERSED,
     ),
     Case(
         "extreme_momentum",
