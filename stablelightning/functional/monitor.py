@@ -209,8 +209,9 @@ class UnitStatistics:
         values: number of values of each unit (examples times positions).
         mean: of each unit's outputs.
         variance: of each unit's outputs over the data, biased.
-        largest: largest input of the activation function, per unit.
-        smallest: smallest one.
+        largest: largest input of the activation function, per unit; the mean where no end of the
+            function makes it matter.
+        smallest: smallest one, likewise.
         saturated: share of all inputs that lie in a flat end away from zero; a scalar.
     """
 
@@ -272,8 +273,9 @@ def unit_statistics(
     # is hundreds of times the spread, and such a unit is told apart by its mean already.
     variance = (squares / max(values, 1) - mean.square()).clamp_(min=0)
     smallest = largest = mean
-    if ends.can_die:
+    if math.isfinite(ends.dead_below):
         largest = _extreme(before, unit_dimension, torch.amax)
+    if math.isfinite(ends.dead_above):
         smallest = _extreme(before, unit_dimension, torch.amin)
     saturated = mean.new_zeros(())
     if ends.can_saturate:
@@ -300,26 +302,36 @@ def _extreme(values: Tensor, unit_dimension: int, extreme: Callable[..., Tensor]
     return extreme(inner, tuple(range(unit_dimension))).float()
 
 
-def still_rows_(rows: Tensor, seen: UnitStatistics, ends: FlatEnds) -> Tensor:
+def still_rows_(
+    counts: Tensor,
+    rows: int | Tensor,
+    *,
+    largest: Tensor,
+    smallest: Tensor,
+    below: float | Tensor,
+    above: float | Tensor,
+) -> Tensor:
     """Count for how many examples each unit has not left a flat end of its function.
 
     A unit whose count has reached the length of a window is dead over that window. In this way
     windows can overlap without any of the data being kept.
 
     Args:
-        rows: ``(units,)``, the counts until now; changed in place.
-        seen: what the units did since then.
-        ends: where the function is flat.
+        counts: ``(units,)`` integers, until now; changed in place.
+        rows: number of examples since then.
+        largest: ``(units,)``, largest input of each unit's function over these examples.
+        smallest: smallest one.
+        below: where the functions are flat, :attr:`FlatEnds.dead_below`.
+        above: :attr:`FlatEnds.dead_above`.
 
     Returns:
-        ``rows``.
+        ``counts``.
 
     Example:
         >>> z = torch.tensor([[1.0, -1.0], [3.0, -2.0]])
-        >>> ends = flat_ends(torch.relu)
-        >>> seen = unit_statistics(z.relu(), unit_dimension=1, inputs=z, ends=ends)
-        >>> still_rows_(torch.tensor([5, 5]), seen, ends)
+        >>> still_rows_(torch.tensor([5, 5]), len(z), largest=z.amax(0), smallest=z.amin(0),
+        ...     below=0.0, above=math.inf)
         tensor([0, 7])
     """
-    still = (seen.largest <= ends.dead_below) | (seen.smallest >= ends.dead_above)
-    return rows.add_(seen.rows).mul_(still)
+    still = (largest <= below) | (smallest >= above)
+    return counts.add_(rows).mul_(still)

@@ -20,6 +20,7 @@ from stablelightning.functional.monitor import (
 from stablelightning.model.attribution import LayerRole
 from stablelightning.model.generators import preserved_generators
 from stablelightning.model.structure import is_weight_layer
+from stablelightning.model.unit_record import pack
 
 _NO_FLAT_ENDS = FlatEnds()
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -27,8 +28,6 @@ _NOT_OF_ONE_NUMBER = (nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.LogSof
 #: What lies between a layer and its function and leaves to each unit the values that it had, at
 #: most fewer of them: the layer's own output then tells what the function is given.
 _SAME_UNITS = {"view", "slice", "cat", "pool", "dropout", "norm"}
-#: Numbers before those of the units: examples, values, saturated share.
-_HEAD = 3
 
 
 @dataclass
@@ -68,8 +67,8 @@ class ActivityWatch:
         ...     _ = net(torch.ones(4, 2))
         >>> watch.layers, watch.units
         (['0', '2'], [3, 1])
-        >>> [seen.rows for seen in watch.unpack(watch.take())]
-        [4, 4]
+        >>> watch.take(torch.zeros(1))[:2]  # examples that each layer has seen
+        tensor([4., 4.])
     """
 
     def __init__(self, model: nn.Module, roles: Sequence[LayerRole] = ()) -> None:
@@ -215,62 +214,19 @@ class ActivityWatch:
 
     # ---- numbers --------------------------------------------------------------------------------
 
-    def take(self, device: torch.device | None = None) -> Tensor:
-        """Everything collected since the last time, as one row of the same length every time.
+    def take(self, like: Tensor) -> Tensor:
+        """Everything collected since the last time, in one row.
 
         Args:
-            device: where the row is made; layers that did not run are zeros.
+            like: a tensor on the device where the row shall be.
 
         Returns:
-            ``(n,)`` float32; the same layout on every process, however its forward went.
+            ``(n,)`` float32; the same layout every time and on every process, however its forward
+            went. :meth:`~stablelightning.model.unit_record.UnitRecord.look` reads it.
         """
-        device = device or next((s.mean.device for s in self._seen.values()), None)
-        heads, parts = [], []
-        for number, watched in enumerate(self._watched):
-            seen = self._seen.get(number)
-            heads += [0.0, 0.0] if seen is None else [float(seen.rows), float(seen.values)]
-            if seen is None:
-                parts.append(torch.zeros(1 + 4 * watched.units, device=device))
-            else:
-                parts += [seen.saturated.reshape(1), seen.mean, seen.variance]
-                parts += [seen.largest, seen.smallest]
+        seen = [self._seen.get(number) for number in range(len(self._watched))]
         self._seen, self._looked = {}, False
-        first = torch.tensor(heads, dtype=torch.float32).to(device, non_blocking=True)
-        return torch.cat([first, *(part.to(device, torch.float32) for part in parts)])
-
-    def unpack(self, row: Tensor) -> list[UnitStatistics | None]:
-        """Read what :meth:`take` made, on the CPU.
-
-        Args:
-            row: of one process.
-
-        Returns:
-            One entry per layer; ``None`` for a layer that did not run.
-        """
-        return unpack_units(row, self.units)
-
-
-def unpack_units(row: Tensor, units: Sequence[int]) -> list[UnitStatistics | None]:
-    """Read a row of :meth:`ActivityWatch.take` where the watch itself is gone.
-
-    Example:
-        >>> unpack_units(torch.tensor([0.0, 0.0] + 9 * [0.0]), [2])
-        [None]
-    """
-    counts, rest = row.split([2 * len(units), len(row) - 2 * len(units)])
-    pieces = rest.split([1 + 4 * number for number in units])
-    found: list[UnitStatistics | None] = []
-    for (rows, values), number, piece in zip(
-        counts.view(-1, 2).tolist(), units, pieces, strict=True
-    ):
-        if not rows:
-            found.append(None)
-            continue
-        mean, variance, largest, smallest = piece[1:].split(number)
-        found.append(
-            UnitStatistics(int(rows), int(values), mean, variance, largest, smallest, piece[0])
-        )
-    return found
+        return pack(seen, self.units, like)
 
 
 # ---- which layers, and what follows them --------------------------------------------------------

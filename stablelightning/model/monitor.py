@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stablelightning.functional.monitor import UnitStatistics
 from stablelightning.model.activity import ActivityWatch
 from stablelightning.model.alarms import Alarm, AlarmRules
 from stablelightning.model.attribution import LayerRole
@@ -118,7 +116,7 @@ class SignalMonitor:
     def _reset(self) -> None:
         self.alarms: list[Alarm] = []
         self.history = History(QUANTITIES)
-        self._units = UnitRecord(window=self._window)
+        self._units = UnitRecord([], [], window=self._window)
         self._rules = AlarmRules(dead_share=self._dead_share)
         self._names: list[str] = []
         self._sizes: list[int] = []
@@ -155,8 +153,15 @@ class SignalMonitor:
         self._names, self._sizes, self._start = weights.names, weights.sizes, weights.start
         self._weights = weights
         self._activity = ActivityWatch(model, roles) if activations else None
+        if self._activity is not None:
+            self._bind_units(self._activity)
         self.history.begin(weights.layers)
         return same or not known
+
+    def _bind_units(self, activity: ActivityWatch) -> None:
+        known = self._units.state_dict()
+        self._units = UnitRecord(activity.layers, activity.units, window=self._window)
+        self._units.load_state_dict(known)
 
     def release(self) -> None:
         """Let go of the model; what was found stays."""
@@ -216,7 +221,7 @@ class SignalMonitor:
         layout, row = self._weights.take()
         processes = 0
         if self._activity is not None and self._activity.has_looked:
-            seen = self._activity.take(row.device)
+            seen = self._activity.take(row)
             everyone = seen[None] if gather is None else gather(seen).reshape(-1, len(seen))
             processes = len(everyone)
             row = torch.cat([row, everyone.reshape(-1).to(row)])
@@ -238,26 +243,15 @@ class SignalMonitor:
         width = self._weights.width(sent.layout)
         signals, total = self._weights.read(sent.layout, sent.row[:width])
         if self._activity is not None and sent.processes:
-            rows = sent.row[width:].float().reshape(sent.processes, -1)
-            self._add_units(self._activity, [self._activity.unpack(row) for row in rows], signals)
+            rows = sent.row[width:].reshape(sent.processes, -1)
+            for layer, seen in self._units.look(rows, self._activity.ends).items():
+                signals.setdefault(layer, {}).update(seen)
         outputs = [] if self._activity is None else self._activity.outputs
         resting = self._weights.rarely_used
         alarms = self._rules.judge(sent.step, signals, may_saturate=outputs, may_rest=resting)
         self.alarms += alarms
         self.history.add(sent.step, signals)
         return Reading(sent.step, signals, total, alarms)
-
-    def _add_units(
-        self,
-        activity: ActivityWatch,
-        processes: list[list[UnitStatistics | None]],
-        signals: Signals,
-    ) -> None:
-        for name, ends, *seen in zip(activity.layers, activity.ends, *processes, strict=True):
-            ran = [one for one in seen if one is not None]
-            if ran:
-                together = reduce(UnitStatistics.merged, ran)
-                signals.setdefault(name, {}).update(self._units.look(name, together, ends))
 
     # ---- state ----------------------------------------------------------------------------------
 
@@ -293,7 +287,9 @@ class SignalMonitor:
             return
         self._names, self._sizes = list(state["names"]), list(state["sizes"])
         self._start = state["start"].clone()
-        self._units.load_state_dict(state["units"])
+        units = state["units"]
+        self._units = UnitRecord(units["layers"], units["units"], window=self._window)
+        self._units.load_state_dict(units)
         self._rules.load_state_dict(state["rules"])
         self.alarms = [Alarm(**alarm) for alarm in state["alarms"]]
         self.history.load_state_dict(state["history"])

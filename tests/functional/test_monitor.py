@@ -145,6 +145,8 @@ def test_statistics_of_units(shape, dimension, channels_last):
     torch.testing.assert_close(seen.mean, by_unit.relu().mean(1))
     torch.testing.assert_close(seen.variance, by_unit.relu().var(1, correction=0))
     torch.testing.assert_close(seen.largest, by_unit.amax(1))
+    both = FlatEnds(dead_below=0.0, dead_above=6.0)
+    seen = unit_statistics(z.relu(), unit_dimension=dimension, inputs=z, ends=both)
     torch.testing.assert_close(seen.smallest, by_unit.amin(1))
     assert (seen.rows, seen.values) == (shape[0], by_unit.shape[1])
 
@@ -172,16 +174,25 @@ def test_saturated_share():
     assert seen.saturated.item() == 0.5
 
 
+def still(counts, z, ends):
+    seen = unit_statistics(z, unit_dimension=1, inputs=z, ends=ends)
+    return still_rows_(
+        counts,
+        seen.rows,
+        largest=seen.largest,
+        smallest=seen.smallest,
+        below=ends.dead_below,
+        above=ends.dead_above,
+    )
+
+
 def test_a_unit_is_dead_over_the_data_not_over_a_row():
     counts = torch.zeros(3, dtype=torch.long)
     for z in ([[1.0, -1.0, -1.0], [-1.0, 1.0, -1.0]], [[-1.0, -1.0, -1.0]]):
-        z = torch.tensor(z)
-        still_rows_(counts, unit_statistics(z.relu(), unit_dimension=1, inputs=z, ends=RELU), RELU)
+        still(counts, torch.tensor(z), RELU)
     assert counts.tolist() == [1, 1, 3]
 
 
 def test_a_bounded_unit_that_switches_is_not_still():
-    ends = flat_ends(torch.sigmoid)
     z = torch.tensor([[20.0, 20.0], [20.0, -20.0]])
-    seen = unit_statistics(z.sigmoid(), unit_dimension=1, inputs=z, ends=ends)
-    assert still_rows_(torch.zeros(2, dtype=torch.long), seen, ends).tolist() == [2, 0]
+    assert still(torch.zeros(2, dtype=torch.long), z, flat_ends(torch.sigmoid)).tolist() == [2, 0]
