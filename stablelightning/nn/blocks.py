@@ -1,7 +1,7 @@
 """Blocks without a skip: a weight layer, its non-linearity, and batch norm on either side of it."""
 
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -59,22 +59,24 @@ class DenseBlock(nn.Module):
         self.norm = nn.BatchNorm1d(out_features) if batch_norm else nn.Identity()
         self.activation = activation()
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.batch_norm = batch_norm
+        self.needs_rows = batch_norm is not None
+        self.norm_is_last = batch_norm == "after"
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Transform rows ``(N, in_features)``."""
-        if self.batch_norm and inputs.ndim != 2:
+        if self.needs_rows and inputs.ndim != 2:
             # nn.BatchNorm1d would take the second axis of (N, L, C) for the features.
             raise DataError(
                 f"a dense block with batch norm needs rows (N, features), got {inputs.ndim} axes; "
                 "flatten them, or set batch_norm=None."
             )
-        output = self.linear(inputs)
-        if self.batch_norm == "after":
+        output: Tensor = self.linear(inputs)
+        if self.norm_is_last:
             output = self.norm(self.activation(output))
         else:
             output = self.activation(self.norm(output))
-        return cast(Tensor, self.dropout(output))
+        output = self.dropout(output)
+        return output
 
 
 class ConvBlock(nn.Module):
@@ -124,16 +126,16 @@ class ConvBlock(nn.Module):
         )
         self.norm = nn.BatchNorm2d(out_channels) if batch_norm else nn.Identity()
         self.activation = activation()
-        self.batch_norm = batch_norm
+        self.norm_is_last = batch_norm == "after"
 
     def forward(self, images: Tensor) -> Tensor:
         """Transform images ``(N, in_channels, H, W)``."""
-        output = self.conv(images)
-        if self.batch_norm == "after":
+        output: Tensor = self.conv(images)
+        if self.norm_is_last:
             output = self.norm(self.activation(output))
         else:
             output = self.activation(self.norm(output))
-        return cast(Tensor, output)
+        return output
 
 
 def same_convolution(

@@ -32,7 +32,8 @@ class _PostActivation(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Add the branch to the shortcut, and apply the activation to the sum."""
-        return cast(Tensor, self.activation(self.shortcut(inputs) + self.branch(inputs)))
+        output: Tensor = self.activation(self.shortcut(inputs) + self.branch(inputs))
+        return output
 
 
 class _PreActivation(nn.Module):
@@ -58,7 +59,8 @@ class _PreActivation(nn.Module):
         """Add the branch to the input, or to its projection."""
         ready = self.ready(inputs)
         shortcut = inputs if self.projection is None else self.projection(ready)
-        return cast(Tensor, shortcut + self.branch(ready))
+        output: Tensor = shortcut + self.branch(ready)
+        return output
 
 
 class DenseResidualBlock(_PostActivation):
@@ -360,7 +362,8 @@ class ScaledResidual(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Add the scaled branch to the shortcut."""
-        return cast(Tensor, self.shortcut(inputs) + self.scale * self.branch(inputs))
+        output: Tensor = self.shortcut(inputs) + self.scale * self.branch(inputs)
+        return output
 
 
 def _dropped(rate: float) -> list[nn.Module]:

@@ -117,6 +117,24 @@ def test_state_makes_the_round_trip(name: str) -> None:
 
 
 @every_block
+def test_an_exported_program_gives_the_same(name: str) -> None:
+    block, inputs = moved(name).eval(), inputs_of(name)
+    exported = torch.export.export(block, (inputs,))
+    torch.testing.assert_close(exported.module()(inputs), block(inputs))
+
+
+@pytest.mark.parametrize("name", [n for n in (*DENSE, *CONV) if n != "BalancedFusion"])
+def test_a_scripted_block_keeps_its_state(name: str) -> None:
+    block, inputs = moved(name).eval(), inputs_of(name)
+    scripted = torch.jit.script(BLOCKS[name]().eval())
+    scripted.load_state_dict(block.state_dict())
+    torch.testing.assert_close(scripted(inputs), block(inputs))
+    fresh = BLOCKS[name]().eval()
+    fresh.load_state_dict(scripted.state_dict())
+    assert torch.equal(fresh(inputs), block(inputs))
+
+
+@every_block
 def test_half_precision_follows_full_precision(name: str) -> None:
     block, inputs = moved(name).eval(), inputs_of(name)
     expected = block(inputs)
