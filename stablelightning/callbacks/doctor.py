@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from stablelightning.callbacks.base import StableCallback
 from stablelightning.callbacks.first_batches import first_batches, joined
+from stablelightning.callbacks.resume import checkpoint_to_load
 from stablelightning.callbacks.steps import replace_method
 from stablelightning.errors import (
     MissingPackageError,
@@ -106,10 +107,8 @@ class ConsultDoctor(StableCallback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Diagnose, or prepare for the checkpoint that will be loaded."""
         super().setup(trainer, pl_module, stage)
-        # The second is a run that a cluster has interrupted, and goes on by itself.
-        if trainer.ckpt_path or trainer._checkpoint_connector._hpc_resume_path:
-            self._repeat_before_loading(pl_module)
-        elif stage == "fit" and trainer.limit_train_batches != 0:
+        self._repeat_before_loading(pl_module)
+        if stage == "fit" and trainer.limit_train_batches != 0 and not checkpoint_to_load(trainer):
             self._consult(trainer, pl_module)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

@@ -104,7 +104,9 @@ def _fit(one: Any, other: Any) -> bool:
 
 
 def _combined(loader: Any) -> CombinedLoader:
-    return loader if isinstance(loader, CombinedLoader) else CombinedLoader(loader)
+    if isinstance(loader, CombinedLoader):
+        return loader
+    return CombinedLoader(loader, "max_size_cycle")  # as the fit loop does
 
 
 @contextmanager
