@@ -247,10 +247,10 @@ def underflow_share(gradient: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def duplicate_units(rows: Tensor) -> Tensor:
-    """Which units are copies of an earlier one: equal weights (and bias) stay equal for ever.
+    """Which units are copies of an earlier one: equal weights stay equal for ever.
 
     Args:
-        rows: the incoming weights of the units, ``(units, weights)``; append the bias as a column.
+        rows: the incoming weights of the units, ``(units, weights)``.
 
     Returns:
         Booleans ``(units,)``; of a group of equal rows all but one are marked.

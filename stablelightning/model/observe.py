@@ -24,9 +24,13 @@ SAMPLE_SIZE = 2**18
 #: Examples that are kept when a tensor is sampled: cosines and dead units are over examples.
 _KEPT_EXAMPLES = 64
 
-#: Where the derivative of a function is looked at for its largest value and its limits.
+#: Where the derivative of a function is looked at for its limits, and nearer to zero for its
+#: largest value: an exponential has none further out.
 _REACH = 20.0
+_NEAR = 4.0
 _POINTS = 401
+#: A side that is flat from so near to zero on is the off-half of a rectifier, not saturation.
+_AT_ZERO = 0.5
 #: A function whose derivative falls below this share of the largest on a side is flat there.
 _FLAT = 0.01
 
@@ -73,6 +77,7 @@ class ActivationSignal:
         slope: root mean square derivative.
         largest: the largest derivative that the function has anywhere.
         flat_sides: on how many sides the function is flat in the limit: 0, 1 or 2.
+        bounded: whether it is flat on both sides and off on neither: it saturates.
         mean_share: of its output, as in :class:`TensorSignal`.
         positive: share of its output's values that are above zero.
         input_mean: mean of its input.
@@ -86,6 +91,7 @@ class ActivationSignal:
     slope: float
     largest: float
     flat_sides: int
+    bounded: bool
     mean_share: float
     positive: float
     input_mean: float
@@ -179,7 +185,8 @@ def observe_activation(
         >>> observe_activation("relu", torch.relu, torch.tensor([[1.0, -1.0]]), 1).dead
         0.5
     """
-    largest, sides = largest_derivative(function, values)
+    shape = function_shape(function, values)
+    largest = shape.largest
     part = sample(values, dimension)
     slopes = as_data_by_units(derivative_at(function, part), dimension)
     data = as_data_by_units(part, dimension)
@@ -204,7 +211,8 @@ def observe_activation(
         saturated=saturated,
         slope=slope,
         largest=largest,
-        flat_sides=sides,
+        flat_sides=shape.flat_sides,
+        bounded=shape.bounded,
         mean_share=share,
         positive=positive,
         input_mean=input_mean,
@@ -213,27 +221,42 @@ def observe_activation(
     )
 
 
-def largest_derivative(
+@dataclass(frozen=True)
+class FunctionShape:
+    """The largest derivative of a function, and where it goes flat; see ActivationSignal."""
+
+    largest: float = 1.0
+    flat_sides: int = 0
+    bounded: bool = False
+
+
+def function_shape(
     function: Callable[[Tensor], Tensor], like: Tensor | None = None
-) -> tuple[float, int]:
-    """The largest derivative of a function in [-20, 20], and on how many sides it goes flat.
+) -> FunctionShape:
+    """Look at the derivative of a function between -20 and 20.
 
     Example:
-        >>> largest_derivative(torch.tanh), largest_derivative(torch.relu)
-        ((1.0, 2), (1.0, 1))
+        >>> function_shape(torch.tanh)
+        FunctionShape(largest=1.0, flat_sides=2, bounded=True)
+        >>> function_shape(nn.functional.relu6)
+        FunctionShape(largest=1.0, flat_sides=2, bounded=False)
     """
     device = None if like is None else like.device
     points = torch.linspace(-_REACH, _REACH, _POINTS, dtype=torch.float32, device=device)
     try:
-        slopes = derivative_at(function, points).abs()
+        slopes = derivative_at(function, points).abs().nan_to_num()
     except RuntimeError:  # a function with weights for its own shape, such as PReLU
-        return 1.0, 0
-    slopes = slopes[torch.isfinite(slopes)]
-    if slopes.numel() == 0 or not bool((slopes > 0).any()):
-        return 1.0, 0
-    largest = float(slopes.max())
-    sides = int(slopes[0] < _FLAT * largest) + int(slopes[-1] < _FLAT * largest)
-    return largest, sides
+        return FunctionShape()
+    largest = float(slopes[points.abs() <= _NEAR].max())
+    if largest == 0 or math.isinf(largest):
+        return FunctionShape()
+    steep = points[slopes >= _FLAT * largest].tolist()
+    left, right = steep[0], steep[-1]
+    flat_left, flat_right = left > -_REACH, right < _REACH
+    off = abs(left) < _AT_ZERO or abs(right) < _AT_ZERO
+    return FunctionShape(
+        largest, int(flat_left) + int(flat_right), flat_left and flat_right and not off
+    )
 
 
 def _by_example(values: Tensor, dimension: int, examples: int) -> tuple[Tensor, int, bool]:

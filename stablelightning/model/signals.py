@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
 from stablelightning.errors import DataError
 from stablelightning.functional.signals import log_slope
 from stablelightning.model.attribution import Attribution, Branch, LayerRole
 from stablelightning.model.first_fault import FirstFault, first_fault
+from stablelightning.model.layer_graph import gates_only, unavoidable
 from stablelightning.model.observe import ActivationSignal, TensorSignal, observe
 from stablelightning.model.step import TrainingStep
 from stablelightning.model.step_watch import LossCall, StepWatch, Watched, WatchedNorm
@@ -44,6 +46,10 @@ class MeasuredLayer:
         weight_gradient: norm of the gradient of its parameters; NaN without one.
         weight_norm: norm of its parameters.
         calls: how often the forward ran it.
+        unavoidable: whether every path from the inputs to the loss leads through it: what vanishes
+            here has vanished for all before it.
+        gates: whether its signal ends in gates, which scale another signal.
+        ends: whether the loss is made from its output.
     """
 
     name: str
@@ -60,6 +66,9 @@ class MeasuredLayer:
     weight_gradient: float
     weight_norm: float
     calls: int
+    unavoidable: bool = True
+    gates: bool = False
+    ends: bool = False
 
     @property
     def depth(self) -> int:
@@ -73,8 +82,8 @@ class MeasuredLayer:
 
     @property
     def is_output(self) -> bool:
-        """Whether its output is what the model returns."""
-        return self.role is not None and self.role.is_output
+        """Whether its output is what the model returns, or the loss is given."""
+        return self.ends or (self.role is not None and self.role.is_output)
 
     @property
     def is_input(self) -> bool:
@@ -82,8 +91,19 @@ class MeasuredLayer:
         return self.role is not None and self.role.is_input
 
     @property
+    def gradient(self) -> float:
+        """Norm of the gradient; where a norm follows, at what the norm gives.
+
+        Behind a norm the scale of a layer's output is arbitrary, and its gradient goes as the
+        inverse of it.
+        """
+        return self.gradient_norm * (self.output.std if self.normalised else 1.0)
+
+    @property
     def consumer(self) -> str:
         """What consumes its output, by name."""
+        if self.ends and self.activation is None:
+            return "linear"  # a softmax inside the loss is the loss's own
         if self.role is not None:
             return self.role.consumer.name
         return "linear" if self.activation is None else self.activation.name
@@ -130,18 +150,18 @@ class Measurement:
 
     @property
     def trunk(self) -> list[MeasuredLayer]:
-        """The layers that are in no residual branch: every gradient must pass them."""
-        return [layer for layer in self.layers if layer.branch is None]
+        """The layers that every gradient must pass: no way leads around them."""
+        return [layer for layer in self.layers if layer.unavoidable]
 
     def forward_slope(self) -> float:
-        """Slope of ln std over depth; the output layer is left out, its scale is its own."""
-        hidden = [x for x in self.layers if not x.is_output and x.kind != "embedding"]
+        """Slope of ln std over depth; outputs, embeddings and gates have scales of their own."""
+        hidden = [x for x in self.layers if not (x.is_output or x.gates or x.kind == "embedding")]
         return log_slope([x.output.std for x in hidden], [x.depth for x in hidden])
 
     def gradient_slope(self) -> float:
         """Slope of ln gradient norm over depth, on the trunk."""
         trunk = [x for x in self.trunk if x.kind != "embedding"]
-        return log_slope([x.gradient_norm for x in trunk], [x.depth for x in trunk])
+        return log_slope([x.gradient for x in trunk], [x.depth for x in trunk])
 
 
 def measure(
@@ -183,6 +203,7 @@ def measure(
             stack.enter_context(torch.enable_grad())
             stack.enter_context(watch)
             loss = step.run()
+            watch.ends_with(loss)
             parameters = [p for p in model.parameters() if p.requires_grad]
             if loss.requires_grad and bool(torch.isfinite(loss)):
                 gradients = _gradients(loss, parameters, watch)
@@ -214,7 +235,14 @@ def _roles(model: nn.Module, attribution: Attribution | None) -> dict[nn.Module,
     for module in model.modules():
         if is_weight_layer(module) or isinstance(module, nn.MultiheadAttention | nn.Embedding):
             roles.setdefault(module, None)
-    return roles
+    return {module: role for module, role in roles.items() if _mixes(module)}
+
+
+def _mixes(module: nn.Module) -> bool:
+    """Whether a layer has a matrix: scales of the shape (channels, 1, 1) mix nothing."""
+    if isinstance(module, nn.Linear | _ConvNd | nn.MultiheadAttention):
+        return True
+    return any(sum(size > 1 for size in p.shape) > 1 for p in module.parameters())
 
 
 def _examples(inputs: Any) -> int:
@@ -274,6 +302,7 @@ def _read(
         for module, watched in watch.layers.items()
         if watched.output is not None
     ]
+    _place(layers, watch)
     lost = [pair for x in watch.layers.values() for pair in x.gradient_lost]
     gone, alive = torch.stack(lost).sum(0).tolist() if lost else (0, 0)
     return Measurement(
@@ -287,6 +316,19 @@ def _read(
         gradients=gradients,
         underflow=gone / alive if alive else 0.0,
     )
+
+
+def _place(layers: list[MeasuredLayer], watch: StepWatch) -> None:
+    """Say of each layer whether there is a way around it, and whether it only gates."""
+    reads = {watched.index: watched.reads for watched in watch.layers.values()}
+    gated = {watched.index for watched in watch.layers.values() if watched.gates}
+    gates = gates_only(reads, watch.ends, gated)
+    starts = {x.index for x in layers if x.is_input or (x.role is None and not reads[x.index])}
+    trunk = unavoidable(reads, watch.ends, starts) if watch.followed else set()
+    for layer in layers:
+        layer.gates = layer.index in gates
+        layer.ends = layer.index in watch.ends
+        layer.unavoidable = layer.index in trunk if trunk else layer.branch is None
 
 
 def _layer(

@@ -1,5 +1,6 @@
 """Watching one training step: hooks on layers, norms, dropout, and the functions between."""
 
+from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from stablelightning.model.attribution import LayerRole
@@ -34,6 +36,8 @@ _ACTIVATIONS = frozenset(
 )
 #: Losses whose inputs must be logits, probabilities or their logarithms.
 _LOSSES = ("cross_entropy", "nll_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits")
+#: Products, in all their spellings: where two signals meet in one, one gates the other.
+_PRODUCTS = frozenset(("mul", "__mul", "__rmul", "__imul", "multiply"))
 #: Functional dropouts that make what follows noisier in training than in eval.
 _DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout")
 
@@ -51,10 +55,19 @@ class Watched:
     output: TensorSignal | None = None
     activation: ActivationSignal | None = None
     calls: int = 0
+    reads: set[int] = field(default_factory=set)
+    gates: bool = False
     dtype: torch.dtype = torch.float32
     gradient_squares: list[Tensor] = field(default_factory=list)
     gradient_lost: list[Tensor] = field(default_factory=list)
     gradient_values: int = 0
+
+
+@dataclass(frozen=True)
+class Bent:
+    """What an activation made, and the layers that it was made from."""
+
+    layers: tuple[Watched, ...]
 
 
 @dataclass
@@ -114,7 +127,9 @@ class StepWatch(TorchFunctionMode):
         self._names = names
         self.examples = examples
         self._lossy_dtype = lossy_dtype
-        self._makers: dict[Node, Watched | None] = {}
+        self.ends: set[int] = set()
+        self.followed = True
+        self._makers: dict[Node, Watched | Bent] = {}
         self._noisy: dict[Node, str | None] = {}
         self._norm_outputs: dict[nn.Module, dict[Node, bool]] = {}
         self._latest: Watched | None = None
@@ -156,11 +171,14 @@ class StepWatch(TorchFunctionMode):
         if name in _ACTIVATIONS and isinstance(first, Tensor) and first.is_floating_point():
             reached = self._reached(first)
             for layer in reached:
-                self._observe_activation(layer, name, func, first, args, kwargs)
+                if layer.activation is None and _is_bent(layer.role):
+                    self._observe_activation(layer, name, func, first, args, kwargs)
             output = func(*args, **kwargs)
             if isinstance(output, Tensor) and output.grad_fn is not None:
-                self._makers[output.grad_fn] = None
+                self._makers[output.grad_fn] = Bent(tuple(reached))
             return output
+        if name in _PRODUCTS and len(args) == 2:
+            self._product(*args)
         output = func(*args, **kwargs)
         if name in _DROPOUTS and isinstance(output, Tensor) and _drops(args, kwargs):
             self._noisy[output.grad_fn] = "a functional dropout"
@@ -169,10 +187,28 @@ class StepWatch(TorchFunctionMode):
     def _reached(self, value: Tensor) -> list[Watched]:
         """The layers whose output this value is made from, nothing that bends in between."""
         if value.grad_fn is None:  # a frozen part: the order of execution is all there is
-            found = [self._latest] if self._latest is not None else []
-        else:
-            found = [layer for layer in first_met(value.grad_fn, self._makers) if layer is not None]
-        return [layer for layer in found if layer.activation is None and _is_bent(layer.role)]
+            return [self._latest] if self._latest is not None else []
+        met = first_met(value.grad_fn, self._makers)
+        return [layer for mark in met for layer in _layers_of(mark)]
+
+    def _reached_from(self, value: Tensor) -> list[Watched]:
+        return [] if value.grad_fn is None else self._reached(value)
+
+    def ends_with(self, loss: Tensor) -> None:
+        """Say what the loss is, so that it is known which layers it was made from."""
+        self.ends = {layer.index for layer in self._reached_from(loss)}
+
+    def _product(self, one: Any, other: Any) -> None:
+        """Mark the layers whose bounded activation is multiplied with another signal."""
+        if not all(isinstance(t, Tensor) and t.grad_fn is not None for t in (one, other)):
+            return
+        if one is other:
+            return
+        for factor in (one, other):
+            for mark in first_met(factor.grad_fn, self._makers):
+                for layer in mark.layers if isinstance(mark, Bent) else ():
+                    activation = layer.activation
+                    layer.gates |= activation is not None and activation.flat_sides == 2
 
     def _observe_region(self, layer: Watched, made: Tensor, dimension: int) -> None:
         """The whole function that consumes the output, where nothing changes it in between."""
@@ -215,6 +251,8 @@ class StepWatch(TorchFunctionMode):
         layer = Watched(self._names[module], module, kind_of(module, role), len(self.layers))
         layer.role = role
         self.layers[module] = layer
+        for tensor in [t for t in tree_leaves(args) if isinstance(t, Tensor)]:
+            layer.reads |= {earlier.index for earlier in self._reached_from(tensor)}
         given = first_tensor(args)
         if given is not None and given.ndim > 0 and given.numel() > 0:
             layer.input = observe(
@@ -235,6 +273,8 @@ class StepWatch(TorchFunctionMode):
             self._observe_region(layer, made, dimension)
         if made.grad_fn is not None:
             self._makers[made.grad_fn] = layer
+        else:
+            self.followed = False
         if made.requires_grad:
             made.register_hook(self._gradient_hook(layer))
 
@@ -259,8 +299,9 @@ class StepWatch(TorchFunctionMode):
             name, examples = self._names[module], given.shape[0]
             self.norms[module] = norm = WatchedNorm(name, rows, examples, module.training)
             if module.training and given.grad_fn is not None:
-                stops = {**dict.fromkeys(self._makers, None), **self._noisy}
-                norm.after_dropout = next(iter(filter(None, first_met(given.grad_fn, stops))), None)
+                stops: ChainMap[Node, Any] = ChainMap(self._noisy, self._makers)  # type: ignore[arg-type]
+                met = first_met(given.grad_fn, stops)
+                norm.after_dropout = next((x for x in met if isinstance(x, str)), None)
         elif not self.norms[module].recurrent:
             earlier = self._norm_outputs.get(module, {})
             self.norms[module].recurrent = bool(first_met(given.grad_fn, earlier))
@@ -278,6 +319,10 @@ class StepWatch(TorchFunctionMode):
         dropping = module.training and getattr(module, "p", 0) > 0
         if dropping and made is not None and made.grad_fn is not None:
             self._noisy[made.grad_fn] = self._names[module]
+
+
+def _layers_of(mark: Watched | Bent) -> tuple[Watched, ...]:
+    return mark.layers if isinstance(mark, Bent) else (mark,)
 
 
 def kind_of(module: nn.Module, role: LayerRole | None) -> str:

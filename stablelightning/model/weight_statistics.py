@@ -73,7 +73,7 @@ def weight_statistics(module: nn.Module, kind: str) -> WeightStatistics | None:
         backward_gain=rms * math.sqrt(_fan_out(worst, module)),
         fan_in=worst.shape[1],
         units=first.shape[0],
-        duplicates=0.0 if kind == "embedding" else _duplicates(first, biases),
+        duplicates=0.0 if kind == "embedding" else _duplicates(first),
         zero=rms == 0,
         spread=float(worst.std(correction=0)) / rms if rms > 0 else 0.0,
         bias_mean=float(joined.mean()),
@@ -129,9 +129,6 @@ def _fan_out(rows: Tensor, module: nn.Module) -> float:
     return rows.shape[0] * positions / steps / groups if groups else float(rows.shape[0])
 
 
-def _duplicates(rows: Tensor, biases: list[Tensor]) -> float:
-    if rows.shape[0] < 2:
-        return 0.0
-    if len(biases) == 1 and biases[0].shape[0] == rows.shape[0]:
-        rows = torch.cat([rows, biases[0][:, None].to(rows)], dim=1)
-    return float(duplicate_units(rows).float().mean())
+def _duplicates(rows: Tensor) -> float:
+    # Biases are left aside: random ones tell the units apart only until a norm removes them.
+    return float(duplicate_units(rows).float().mean()) if rows.shape[0] > 1 else 0.0

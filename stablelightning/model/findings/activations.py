@@ -1,5 +1,6 @@
 """Findings about what activations do with their input: dead, saturated, off centre."""
 
+import math
 from collections.abc import Iterator
 
 from stablelightning.model.diagnosis import Finding, Severity
@@ -15,6 +16,8 @@ MOST_DEAD = 0.9
 DEAD_BY_BIAS = 0.05
 #: A bias so many standard deviations of the input below zero keeps a unit off on every example.
 FAR_BIAS = 5.0
+#: PyTorch draws biases within 1 / sqrt(fan-in): twice that was not drawn by it.
+LARGE_BIAS = 2.0
 #: With fewer data points a healthy unit may be off on all by chance (2^-8 is one in 256).
 FEWEST_ROWS = 8
 #: Where inputs look so alike, units are on or off for all of them: that is the collapse's fault.
@@ -72,6 +75,8 @@ def _deadness(layer: MeasuredLayer) -> Severity | None:
     activation = layer.activation
     if activation is None or activation.flat_sides == 0 or activation.rows < FEWEST_ROWS:
         return None
+    if layer.gates and activation.dead < MOST_DEAD:
+        return None
     if layer.input is not None and layer.input.quiet == 1.0:
         return None  # nothing that varies comes in: whoever silenced it is at fault
     if activation.dead >= MOST_DEAD:
@@ -89,7 +94,8 @@ def _by_bias(layer: MeasuredLayer) -> bool:
     # What the weights could give, were their input's offset signal: in collapsed networks the
     # spread over the data is nothing, and every bias would seem large.
     scale = layer.input.rms if layer.input is not None else 1.0
-    spread = max(layer.output.std, weights.gain * scale)
+    default = LARGE_BIAS / math.sqrt(weights.fan_in)
+    spread = max(layer.output.std, weights.gain * scale, default / FAR_BIAS)
     return weights.bias_min < -FAR_BIAS * spread or weights.bias_max > FAR_BIAS * spread
 
 
@@ -116,12 +122,12 @@ def saturated_units(examination: Examination) -> Iterator[Finding]:
     found: dict[Severity, list[MeasuredLayer]] = {"error": [], "warning": []}
     for layer in examination.layers:
         activation = layer.activation
-        if activation is None or activation.dead >= MOST_DEAD:
+        if activation is None or layer.gates or activation.dead >= MOST_DEAD:
             continue
-        if activation.flat_sides == 2 and activation.saturated >= MANY_SATURATED:
+        if activation.bounded and activation.saturated >= MANY_SATURATED:
             worst = activation.saturated >= MOST_SATURATED
             found["error" if worst else "warning"].append(layer)
-        elif activation.flat_sides == 1 and activation.saturated >= ONE_SIDED_SATURATED:
+        elif activation.flat_sides and activation.saturated >= ONE_SIDED_SATURATED:
             found["warning"].append(layer)
     for severity, layers in found.items():
         if not layers:
@@ -160,7 +166,8 @@ def not_zero_centred(examination: Examination) -> Iterator[Finding]:
         for layer in examination.layers
         if layer.activation is not None
         and not layer.is_output
-        and layer.activation.flat_sides == 2
+        and layer.activation.bounded
+        and not layer.gates
         and layer.activation.mean_share > OFF_CENTRE
         and (layer.activation.positive > ONE_SIGN or layer.activation.positive < 1 - ONE_SIGN)
         and layer.activation.dead < MOST_DEAD

@@ -60,13 +60,13 @@ def exploding_gradient(examination: Examination) -> Iterator[Finding]:
         return
     profile = _profile(examination, trunk)
     largest = max(factor for _, factor in profile)
-    absolute = [x for x in trunk if x.weight_gradient > LARGEST_GRADIENT]
+    absolute = [x for x in trunk if x.weight_gradient > LARGEST_GRADIENT and not x.normalised]
     blamed = examination.blamed or any(s.rms > 5 for s in examination.measurement.inputs)
     if largest < GROWN and not (absolute and not blamed):
         return
     layers = [x for x, factor in profile if factor > GROWN] or absolute
     nearest = layers[-1]
-    severe = largest > EXPLODED or any(x.weight_gradient > LARGEST_GRADIENT for x in layers)
+    severe = largest > EXPLODED or bool(absolute)
     yield about(
         [nearest, *(x for x in layers if x is not nearest)],
         "exploding-gradient",
@@ -102,12 +102,12 @@ def _profile(
     examination: Examination, trunk: list[MeasuredLayer]
 ) -> list[tuple[MeasuredLayer, float]]:
     """Gradient norms over that of the last layer, less what faulty layers in between explain."""
-    end = trunk[-1].gradient_norm
+    end = trunk[-1].gradient
     factors = []
     explained = 1.0
     for layer in reversed(trunk):
         explained *= examination.flat.get(layer.name, 1.0)  # before its output, seen from the end
-        factors.append((layer, _ratio(layer.gradient_norm, end, explained)))
+        factors.append((layer, _ratio(layer.gradient, end, explained)))
         explained *= examination.faulty.get(layer.name, 1.0)
     return factors[::-1]
 

@@ -30,7 +30,8 @@ def collapsed_signal(examination: Examination) -> Iterator[Finding]:
         layer
         for layer in examination.layers
         if layer.output.cosine > COLLAPSED
-        and layer.kind != "embedding"
+        and layer.unavoidable
+        and not (layer.input is not None and layer.input.quiet == 1.0)
         and not _restored(layer)
         and layer.name not in examination.flat
         and not examination.is_behind_a_fault(layer)
@@ -73,7 +74,9 @@ def _restored(layer: MeasuredLayer) -> bool:
 
 def exploding_signal(examination: Examination) -> Iterator[Finding]:
     """The signal grows from layer to layer, by more than faulty layers of their own explain."""
-    hidden = [x for x in examination.layers if x.kind != "embedding" and x.output.std > 0]
+    hidden = [
+        x for x in examination.layers if x.kind != "embedding" and not x.gates and x.output.std > 0
+    ]
     if len(hidden) < 2:
         return
     base = hidden[0].output.std / examination.faulty.get(hidden[0].name, 1.0)

@@ -72,7 +72,8 @@ def saturating_depth(examination: Examination) -> Iterator[Finding]:
         layer
         for layer in examination.measurement.trunk
         if layer.activation is not None
-        and layer.activation.flat_sides == 2
+        and layer.activation.bounded
+        and not layer.gates
         and layer.activation.largest < LOSSY_SLOPE
         and not layer.is_output
     ]
@@ -165,7 +166,7 @@ def mixed_activations(examination: Examination) -> Iterator[Finding]:
     """More than one kind of activation behind hidden layers: often meant, sometimes left over."""
     names: dict[str, list[MeasuredLayer]] = {}
     for layer in examination.layers:
-        if layer.activation is not None and not layer.is_output and layer.kind != "recurrent":
+        if layer.activation is not None and not (layer.is_output or layer.gates):
             names.setdefault(layer.consumer, []).append(layer)
     if len(names) < 2:
         return

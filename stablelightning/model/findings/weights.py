@@ -10,9 +10,9 @@ from stablelightning.model.signals import MeasuredLayer
 
 #: Gains (rms weight times sqrt(fan-in)) that no rule gives to a layer of ordinary shape: Glorot,
 #: He, LeCun and orthogonal, by fan-in or fan-out, lie between 0.1 and 5. Ten times the signal in
-#: one layer is more than a hundred times its power; a twentieth leaves the bias alone.
+#: one layer is a hundred times its power, and a tenth a hundredth.
 LARGE_GAIN = 10.0
-SMALL_GAIN = 0.05
+SMALL_GAIN = 0.1
 #: Where a norm follows, the scale is restored and only the step size suffers; depthwise kernels
 #: drawn by fan-out come down to sqrt(2 / channels), 0.023 for 3840 channels.
 SMALL_GAIN_BEFORE_NORM = 0.02
@@ -20,7 +20,12 @@ SMALL_GAIN_BEFORE_NORM = 0.02
 #: by hand or by mistake.
 FAR_FROM_OTHERS = 8.0
 ODD_LARGE_GAIN = 4.0
-ODD_SMALL_GAIN = 0.1
+ODD_SMALL_GAIN = 0.2
+#: Outputs with a larger standard deviation than this make a softmax of one class on most rows.
+LARGE_OUTPUT = 10.0
+#: Consumers for which a small scale is a choice (flat attention, open gates); embeddings are drawn
+#: with 0.02 in language models.
+_UNSCALED = ("softmax", "attention", "gate")
 #: Weights that spread less than this around their mean, relative to it, are one constant.
 CONSTANT_SPREAD = 1e-3
 #: From half the units on, copies are how the layer was made, and not two that were tied on purpose.
@@ -34,6 +39,8 @@ def symmetric_weights(examination: Examination) -> Iterator[Finding]:
     for layer in examination.layers:
         weights = layer.weights
         if weights is None or weights.frozen or layer.kind == "embedding" or weights.units < 2:
+            continue
+        if layer.gates:  # a gate that starts the same for every channel is a choice
             continue
         if weights.zero and _may_start_at_zero(layer):
             continue
@@ -82,9 +89,10 @@ def weight_scale(examination: Examination) -> Iterator[Finding]:
         if weights is None or weights.zero or not weights.finite or weights.frozen:
             continue
         ratio = weights.gain / usual.get(layer.kind, weights.gain)
-        if weights.gain > LARGE_GAIN or (weights.gain > ODD_LARGE_GAIN and ratio > FAR_FROM_OTHERS):
-            large.append(layer)
+        if _is_large(layer, ratio):
             examination.blame_weights(layer, weights.gain)
+            if not _is_bounded(layer):
+                large.append(layer)
         elif _is_small(layer, ratio):
             small.append(layer)
             examination.blame_weights(layer, weights.gain)
@@ -122,7 +130,7 @@ def _large(layers: list[MeasuredLayer]) -> Iterator[Finding]:
 
 def _small(layers: list[MeasuredLayer]) -> Iterator[Finding]:
     for harmless in (False, True):
-        group = [x for x in layers if (x.normalised or x.is_output) is harmless]
+        group = [x for x in layers if _is_harmless(x) is harmless]
         if not group:
             continue
         first = min(group, key=lambda x: x.weights.gain if x.weights else math.inf)
@@ -150,19 +158,45 @@ def _usual_gains(examination: Examination) -> dict[str, float]:
     for layer in examination.layers:
         if layer.weights is not None and not layer.weights.zero and layer.weights.finite:
             gains.setdefault(layer.kind, []).append(layer.weights.gain)
+    plain = [g for kind in ("linear", "conv", "transposed_conv") for g in gains.get(kind, [])]
+    if len(plain) > 2:  # a head beside two convolutions: all of them multiply and add
+        gains = {kind: plain if len(found) < 3 else found for kind, found in gains.items()}
     return {kind: median(found) for kind, found in gains.items() if len(found) > 2}
+
+
+def _is_large(layer: MeasuredLayer, ratio: float) -> bool:
+    weights = layer.weights
+    assert weights is not None
+    if layer.is_output:  # what counts is the size of what the loss is given
+        return weights.gain > ODD_LARGE_GAIN and layer.output.std > LARGE_OUTPUT
+    # A layer with a way around it, or a gate, may differ from its fellows by design.
+    odd = layer.unavoidable and not layer.normalised and ratio > FAR_FROM_OTHERS
+    return weights.gain > LARGE_GAIN or (weights.gain > ODD_LARGE_GAIN and odd)
 
 
 def _is_small(layer: MeasuredLayer, ratio: float) -> bool:
     weights = layer.weights
     assert weights is not None
-    if layer.kind == "embedding":  # drawn with 0.02 in language models, and added to nothing
+    if layer.kind == "embedding" or layer.gates or layer.consumer in _UNSCALED:
         return False
     if _ends_branch(layer) or layer.is_output:  # such starts are rules of their own
         return weights.gain < SMALL_GAIN_BEFORE_NORM
-    limit = SMALL_GAIN_BEFORE_NORM if layer.normalised else SMALL_GAIN
-    odd = not layer.normalised and weights.gain < ODD_SMALL_GAIN and ratio < 1 / FAR_FROM_OTHERS
-    return weights.gain < limit or odd
+    if layer.normalised or not layer.unavoidable:
+        return weights.gain < SMALL_GAIN_BEFORE_NORM
+    return weights.gain < SMALL_GAIN or (
+        weights.gain < ODD_SMALL_GAIN and ratio < 1 / FAR_FROM_OTHERS
+    )
+
+
+def _is_harmless(layer: MeasuredLayer) -> bool:
+    """Whether what vanishes here is had elsewhere: behind a norm, around a branch, at a head."""
+    return layer.normalised or layer.is_output or not layer.unavoidable
+
+
+def _is_bounded(layer: MeasuredLayer) -> bool:
+    """Whether a function that is flat on both sides takes the signal: it saturates instead."""
+    activation = layer.activation
+    return activation is not None and activation.bounded and activation.saturated > 0.5
 
 
 def _ends_branch(layer: MeasuredLayer) -> bool:
