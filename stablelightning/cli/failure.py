@@ -50,6 +50,9 @@ def one_line(error: BaseException) -> tuple[str, int]:
         2 data.csv must be a file that can be read: No such file or directory; check the path.
     """
     text = _flat(str(error)) or type(error).__name__
+    for misfit, told in _MISFITS:  # also inside an error of ours that tells what torch said
+        if found := misfit.search(text):
+            return f"{told.format(*found.groups())} (--debug shows where it was).", MEND
     if isinstance(error, StableLightningError):
         return text, MEND
     if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError):
@@ -60,9 +63,6 @@ def one_line(error: BaseException) -> tuple[str, int]:
         return f"Lightning refuses these settings: {text}", MEND
     if isinstance(error, ModuleNotFoundError):
         return f"{text}; install it, or start from the folder where it lies.", MEND
-    for misfit, told in _MISFITS:
-        if found := misfit.search(text):
-            return f"{told.format(*found.groups())} (--debug shows where it was).", MEND
     return (
         f"unexpected {type(error).__name__}: {text} "
         "(run it again with --debug to see the whole traceback)"

@@ -20,6 +20,7 @@ HEAVY = ("torch", "lightning", "wandb", "jsonargparse")
         ["run", "--list"],
         ["run", "--help"],
         ["predict", "--help"],
+        ["doctor", "--help"],
         ["run", "no"],
     ],
 )

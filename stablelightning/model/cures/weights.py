@@ -1,9 +1,15 @@
 """The cure that writes weights: initialize the named layers anew."""
 
-from typing import Any
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 from stablelightning.model.cures.patient import Patient, Snapshot
 from stablelightning.model.cures.treatment import NotSafe
+
+if TYPE_CHECKING:
+    from stablelightning.model.initialization import LayerInitialization
+
+_MOST_KINDS = 4  # of distributions, in words; sl.initialize tells them all
 
 
 def initialize_again(
@@ -39,4 +45,17 @@ def initialize_again(
     except BaseException:
         snapshot.restore()
         raise
-    raise NotSafe(str(report))
+    written = [row for row in report.rows if row.changed]
+    if not written:
+        raise NotSafe(f"nothing could be written: {report.rows[0].why if report.rows else 'none'}")
+    return _told(written), tuple(row.name for row in written)
+
+
+def _told(rows: "list[LayerInitialization]") -> str:
+    count = Counter(
+        f"{row.distribution}{f' for {row.consumer}' if row.consumer else ''}" for row in rows
+    )
+    kinds = [f"{number} {kind}" for kind, number in count.most_common(_MOST_KINDS)]
+    more = f" and {len(count) - _MOST_KINDS} more kinds" if len(count) > _MOST_KINDS else ""
+    layers = f"{len(rows)} layer{'s' if len(rows) > 1 else ''}"
+    return f"the weights of {layers} were drawn anew: {', '.join(kinds)}{more}"
