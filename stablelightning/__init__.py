@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from stablelightning.model.activation import swap_activations
     from stablelightning.model.diagnose import diagnose
     from stablelightning.model.dropout import add_dropout
+    from stablelightning.model.initialize import initialize
     from stablelightning.model.prediction import Prediction
     from stablelightning.model.recommend import recommend_activation
     from stablelightning.model.sample import mc_dropout, sample_predictions
@@ -25,6 +26,7 @@ _HOME = {
     "StableMixin": "stablelightning.mixin",
     "add_dropout": "stablelightning.model.dropout",
     "diagnose": "stablelightning.model.diagnose",
+    "initialize": "stablelightning.model.initialize",
     "mc_dropout": "stablelightning.model.sample",
     "recommend_activation": "stablelightning.model.recommend",
     "recommended_callbacks": "stablelightning.callbacks.recommended",
@@ -41,6 +43,7 @@ __all__ = [
     "StableMixin",
     "add_dropout",
     "diagnose",
+    "initialize",
     "mc_dropout",
     "recommend_activation",
     "recommended_callbacks",

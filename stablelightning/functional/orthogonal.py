@@ -85,6 +85,7 @@ def mirrored_orthogonal_(
     gain: float = 1.0,
     reads_mirrored: bool = True,
     makes_mirrored: bool = True,
+    centre: bool = True,
     transposed: bool = False,
 ) -> Tensor:
     """Fill so that a deep stack of ReLU-like layers is a linear, orthogonal map at the start.
@@ -94,6 +95,7 @@ def mirrored_orthogonal_(
     exactly linear, however deep. Inputs do not come to look alike over depth, and gradients neither
     vanish nor explode. The first layer of a stack reads the plain input, ``W = [A; -A]``; the last
     makes plain outputs, ``W = [A, -A]``. A kernel gets this at its centre, zeros around it.
+    Functions for which ``f(h) - f(-h)`` is only nearly straight (Mish, ELU, SELU) gain as well.
 
     An odd width has one unit without a partner: it is drawn like the others, and the next layer
     reads it with weight zero at the start. All stays exact, and the unit learns.
@@ -103,6 +105,8 @@ def mirrored_orthogonal_(
         gain: factor of the linear map; ``1 / s`` where ``f(x) - f(-x) = s x``.
         reads_mirrored: the input comes in mirrored halves, through such a function.
         makes_mirrored: the output shall come in mirrored halves.
+        centre: of a kernel, fill the centre only; otherwise all of it, as one matrix: right
+            where the stride leaves pixels out that no centre meets.
         transposed: the weight is ``(in, out, ...)``.
 
     Raises:
@@ -122,7 +126,7 @@ def mirrored_orthogonal_(
     """
     layout = Layout(transposed=transposed)
     blocks = _blocks(weight, layout)
-    _, outputs, inputs, _ = blocks.shape
+    _, outputs, inputs, kernel = blocks.shape
     if (makes_mirrored and outputs < 2) or (reads_mirrored and inputs < 2):
         raise RecipeError(
             f"mirrored halves need two units or more, got a weight with {outputs} outputs and "
@@ -130,16 +134,19 @@ def mirrored_orthogonal_(
         )
     rows = outputs // 2 if makes_mirrored else outputs
     columns = inputs // 2 if reads_mirrored else inputs
-    alone = makes_mirrored and outputs % 2 == 1
-    # A partnerless row is drawn beside the others; it is one more row of the same matrix.
-    matrix = gain * _semi_orthogonal(weight, rows, columns)
-    filled = torch.cat([matrix, -matrix]) if makes_mirrored else matrix
-    if alone:
-        filled = torch.cat([filled, gain * _semi_orthogonal(weight, 1, columns)])
+    entries = 1 if centre else kernel
+    drawn = gain * _semi_orthogonal(weight, rows, columns * entries)
+    filled = torch.cat([drawn, -drawn]) if makes_mirrored else drawn
+    if makes_mirrored and outputs % 2:
+        alone = gain * _semi_orthogonal(weight, 1, columns * entries)
+        filled = torch.cat([filled, alone])
+    filled = filled.reshape(outputs, columns, entries)
     if reads_mirrored:
-        filled = torch.cat([filled, -filled, filled.new_zeros(outputs, inputs % 2)], 1)
+        filled = torch.cat([filled, -filled, filled.new_zeros(outputs, inputs % 2, entries)], 1)
     blocks.zero_()
-    blocks[0, :, :, _centre(weight)] = filled
+    blocks[0, :, :, _centre(weight) if centre else slice(None)] = (
+        filled[..., 0] if centre else filled
+    )
     return _write_(weight, blocks, layout)
 
 

@@ -20,6 +20,7 @@ FACE = [
     "StableMixin",
     "add_dropout",
     "diagnose",
+    "initialize",
     "mc_dropout",
     "recommend_activation",
     "recommended_callbacks",

@@ -129,6 +129,17 @@ def test_mirrored_kernels_flattened_into_a_mirrored_head():
         torch.testing.assert_close(run(a - b), run(a) - run(b), atol=1e-5, rtol=1e-4)
 
 
+def test_a_mirrored_kernel_of_patches_keeps_the_mean_square():
+    patches, after = nn.Conv2d(3, 8, 4, stride=4, bias=False), nn.Conv2d(8, 6, 1, bias=False)
+    with torch.no_grad():
+        mirrored_orthogonal_(patches.weight, reads_mirrored=False, centre=False)
+        mirrored_orthogonal_(after.weight, makes_mirrored=False)
+        x = torch.randn(200, 3, 16, 16)
+        y = after(F.relu(patches(x)))
+        assert y.square().mean().item() == pytest.approx(1.0, abs=0.05)
+        torch.testing.assert_close(after(F.relu(patches(-2 * x))), -2 * y, atol=1e-5, rtol=1e-4)
+
+
 def test_the_unit_without_a_partner_is_alive():
     weight, after = torch.empty(5, 4), torch.empty(4, 5)
     mirrored_orthogonal_(weight, reads_mirrored=False)
