@@ -328,6 +328,29 @@ def test_a_bias_that_others_read_stays():
     assert not treatment.done
 
 
+# ---- activations --------------------------------------------------------------------------------
+
+
+def test_only_the_activations_behind_the_named_layers_are_swapped():
+    net = stack(4, activation=nn.Sigmoid)
+    (treatment,) = apply_cures(
+        net, [finding("swap-activation", "0", "4", activation="tanh")], EXAMPLE
+    )
+    assert [type(m) for m in net if not isinstance(m, nn.Linear)] == [
+        nn.Tanh,
+        nn.Sigmoid,
+        nn.Tanh,
+        nn.Sigmoid,
+    ]
+    assert treatment.words.startswith("1 and 1 more activations are now tanh")
+
+
+def test_an_activation_that_does_not_exist_changes_nothing():
+    (treatment,) = apply_cures(stack(2), [finding("swap-activation", activation="rellu")], EXAMPLE)
+    assert not treatment.done
+    assert "relu" in treatment.words
+
+
 # ---- several, and none --------------------------------------------------------------------------
 
 

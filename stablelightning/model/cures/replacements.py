@@ -6,6 +6,7 @@ from torch import nn
 
 from stablelightning.errors import RecipeError
 from stablelightning.model.activation import swap_activations
+from stablelightning.model.activation_names import is_activation
 from stablelightning.model.cures.patient import Patient
 from stablelightning.model.cures.treatment import NotSafe, module_named
 
@@ -24,11 +25,12 @@ _ALPHA: dict[type[nn.Module], type[nn.Module]] = {
 def plan_swap(
     patient: Patient, modules: tuple[str, ...], arguments: dict[str, Any]
 ) -> dict[str, Any]:
-    """Name the new activation.
+    """Name the new activation, and the modules that it takes the places of.
 
     Args:
         patient: the model.
-        modules: not asked: a model whose units are of one kind stays so.
+        modules: dotted names of the weight layers behind which it stands, or of what holds them;
+            none is every hidden activation.
         arguments: ``activation``, a name for
             :func:`~stablelightning.model.activation.swap_activations`.
 
@@ -38,13 +40,16 @@ def plan_swap(
     activation = arguments.get("activation")
     if not isinstance(activation, str):
         raise NotSafe("no activation is named")
-    return {"activation": activation}
+    named = patient.names_to_modules
+    behind = {role.consumer.module for role in patient.roles(modules)} if modules else set()
+    only = sorted(path for path in behind if path in named and is_activation(named[path]))
+    return {"activation": activation, "only": only or None}
 
 
 def perform_swap(model: nn.Module, plan: dict[str, Any]) -> None:
-    """Swap every hidden activation that is a module."""
+    """Swap the planned activations."""
     try:
-        report = swap_activations(model, plan["activation"])
+        report = swap_activations(model, plan["activation"], only=plan.get("only"))
     except RecipeError as error:
         raise NotSafe(str(error)) from error
     if not report.swapped:
@@ -55,9 +60,13 @@ def perform_swap(model: nn.Module, plan: dict[str, Any]) -> None:
 
 def tell_swap(plan: dict[str, Any]) -> str:
     """What was done, in words."""
+    only = plan.get("only")
+    where = "the hidden activations, but for those that a forward calls by itself,"
+    if only:
+        where = f"{only[0]}{f' and {len(only) - 1} more activations' if len(only) > 1 else ''}"
     return (
-        f"the hidden activations are now {plan['activation']}, but for those that a forward calls "
-        "by itself; weights are as they were, and their gain may no longer fit"
+        f"{where} {'are' if not only or len(only) > 1 else 'is'} now {plan['activation']}; weights "
+        "are as they were, and their gain may no longer fit"
     )
 
 
