@@ -354,8 +354,8 @@ def test_overwriting_keeps_the_loss_in_bounds(case: Case):
     before = value()
     torch.manual_seed(1)
     initialize(patient.model, inputs, overwrite=True)
-    # Glorot's rule gives a few outputs a variance of two and more, which a squared error shows.
-    assert value() < 3 * before + 2
+    # Glorot gives few outputs a variance of two and more, which squares and exponentials show.
+    assert value() < 10 * (before + 1)
 
 
 @pytest.mark.parametrize("case", HAND_MADE[::4], ids=str)
