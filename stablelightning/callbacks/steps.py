@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import lightning as L
 import torch
@@ -29,6 +30,9 @@ from stablelightning.nn.heads import Gaussian
 _SAMPLES_ALREADY = ("stablelightning.mixin", "stablelightning.module")
 
 Step = Callable[..., Any]
+
+#: What stands in the place of a module's methods: what was there first, then each replacement.
+_REPLACED: WeakKeyDictionary[L.LightningModule, dict[str, list[Any]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -187,14 +191,24 @@ def _muted(pl_module: L.LightningModule) -> Iterator[None]:
 
 
 def replace_method(module: L.LightningModule, name: str, function: Step) -> Callable[[], None]:
-    """Put ``function`` in the place of a method of this one module; what is returned undoes it."""
-    own = vars(module).get(name)
+    """Put ``function`` in the place of a method of this one module; what is returned undoes it.
+
+    Several may replace the same method, and undo it in any order.
+    """
+    layers = _REPLACED.setdefault(module, {}).setdefault(name, [vars(module).get(name)])
+    layer = [function]  # equal functions are still two replacements
+    layers.append(layer)
     vars(module)[name] = function
 
     def restore() -> None:
+        layers[:] = [kept for kept in layers if kept is not layer]
+        if len(layers) > 1:
+            vars(module)[name] = layers[-1][0]
+            return
+        _REPLACED[module].pop(name)
         del vars(module)[name]
-        if own is not None:
-            vars(module)[name] = own
+        if layers[0] is not None:
+            vars(module)[name] = layers[0]
 
     return restore
 
