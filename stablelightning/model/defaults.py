@@ -216,8 +216,9 @@ def _uniform(bound: float) -> Law:
 
 
 def _linear_laws(module: nn.Linear | _ConvNd) -> dict[str, Law]:
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or is_lazy(weight):
+    # Not the attribute: of a parametrized layer that is computed, and a spectral norm moves by it.
+    weight = module._parameters.get("weight")
+    if weight is None or is_lazy(weight):
         return dict.fromkeys(("weight", "bias"), _uniform(1.0))
     # torch's own count, which for a transposed convolution is of another axis than the true one.
     fan_in = max(1, weight[0].numel())
@@ -233,8 +234,8 @@ def _linear_laws(module: nn.Linear | _ConvNd) -> dict[str, Law]:
 def _attention_laws(module: nn.MultiheadAttention) -> dict[str, Law]:
     laws: dict[str, Law] = {"in_proj_bias": lambda bias: constant_evidence(bias, 0.0)}
     for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
-        weight = getattr(module, name, None)
-        if isinstance(weight, Tensor):
+        weight = module._parameters.get(name)
+        if weight is not None:
             laws[name] = _uniform(math.sqrt(3.0) * math.sqrt(2.0 / sum(weight.shape)))
     for name in ("bias_k", "bias_v"):
         std = 1 / math.sqrt(module.embed_dim)

@@ -82,6 +82,11 @@ def initialize(
         False
     """
     chosen = scheme_named(scheme)
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"initialize needs an nn.Module, got {type(model).__name__}; pass the network itself."
+        )
+    model = getattr(model, "_orig_mod", model)  # a compiled module shares the weights of its own
     if not any(True for _ in model.parameters()):
         raise ModelError(
             f"initialize needs a model with parameters, and {type(model).__name__} has none; "

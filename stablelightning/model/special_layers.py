@@ -114,10 +114,10 @@ def joint_projection_rule(role: LayerRole, weight: Tensor) -> Rule | None:
     )
 
 
-def embedding_rule(module: nn.Module, role: LayerRole) -> Rule:
+def embedding_rule(role: LayerRole, weight: Tensor) -> Rule:
     """The rule for an embedding: unit size where a layer reads it, small where a stream begins."""
-    padding = getattr(module, "padding_idx", None)
-    width = role.module.weight.shape[-1] if isinstance(role.module.weight, Tensor) else 1
+    padding = getattr(role.module, "padding_idx", None)
+    width = weight.shape[-1]
     in_stream = role.consumer.normalised or role.consumer.name == "attention"
     in_stream = in_stream or bool({"add", "norm"} & set(role.consumer.route))
     std = 1 / math.sqrt(width) if in_stream else 1.0

@@ -13,6 +13,7 @@ from stablelightning.model.attribution import Attribution, LayerRole
 from stablelightning.model.defaults import Verdict
 from stablelightning.model.initialization import LayerInitialization, joined, left_row
 from stablelightning.model.isometries import isometry_rules
+from stablelightning.model.modules import set_training
 from stablelightning.model.schemes import FunctionBook, Layer, Rule, Scheme
 from stablelightning.model.special_layers import (
     Write,
@@ -164,7 +165,7 @@ class Writer:
     def _rule(self, layer: Layer, weight: Tensor) -> Rule:
         role = layer.role
         if role.kind == "embedding":
-            return embedding_rule(role.module, role)
+            return embedding_rule(role, weight)
         planned = self._rules.get(role.parameters) or joint_projection_rule(role, weight)
         return planned or self.scheme.rule(layer)
 
@@ -187,9 +188,7 @@ class Writer:
     def _target(self, role: LayerRole, tensors: list[Tensor]) -> _Target | None:
         module = role.module
         if parametrize.is_parametrized(module, "weight"):
-            made = module.weight
-            assert isinstance(made, Tensor)
-            return _Target(made.detach().clone(), Layout.of(module))
+            return _Target(_made_weight(module), Layout.of(module))
         if len(tensors) != 1 or tensors[0].ndim < 2:
             return None
         return _Target(tensors[0], self._layout(role, tensors[0]))
@@ -259,10 +258,24 @@ class Writer:
         return self.model.get_submodule(owner) in self._handled
 
 
+def _made_weight(module: nn.Module) -> Tensor:
+    """A copy of the weight that a parametrization makes; in eval, or a spectral norm moves."""
+    flags = [(m, m.training) for m in module.modules()]
+    try:
+        for each, _ in flags:
+            set_training(each, False)
+        made = module.weight
+    finally:
+        for each, training in flags:
+            set_training(each, training)
+    assert isinstance(made, Tensor)
+    return made.detach().clone()
+
+
 def _size(tensors: Iterable[Tensor]) -> float:
     """Root mean square of all values together."""
     total, count = 0.0, 0
     for tensor in tensors:
-        total += float(tensor.detach().double().square().sum())
+        total += float(tensor.detach().abs().double().square().sum())
         count += tensor.numel()
     return math.sqrt(total / count) if count else 0.0
