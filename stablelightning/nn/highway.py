@@ -13,9 +13,9 @@ from stablelightning.nn.settings import check_sizes
 class HighwayBlock(nn.Module):
     """A linear layer and its activation, mixed with the input by a learned gate.
 
-    ``gate * activation(linear(x)) + (1 - gate) * x`` with ``gate = sigmoid(W x + b - carry_bias)``.
-    The input is carried through at the start; the gates open where training wants them to. The
-    bias is a constant beside the layer's own, so that no initialization of biases takes it away.
+    ``gate * activation(linear(x)) + (1 - gate) * x`` with ``gate = sigmoid(W x + b)``. The bias
+    starts at ``-carry_bias``, so that the input is carried through; the gates open where training
+    wants them to. ``sl.initialize`` leaves it as it is, unless told to overwrite.
 
     Args:
         features: number of inputs and outputs, >= 1.
@@ -53,10 +53,10 @@ class HighwayBlock(nn.Module):
         self.linear = nn.Linear(features, features)
         self.activation = activation()
         self.gate = nn.Linear(features, features)
-        self.carry_bias = carry_bias
+        nn.init.constant_(self.gate.bias, -carry_bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Mix the input with its transformation."""
-        gate = torch.sigmoid(self.gate(inputs) - self.carry_bias)
+        gate = torch.sigmoid(self.gate(inputs))
         transformed: Tensor = self.activation(self.linear(inputs))
         return gate * transformed + (1 - gate) * inputs
