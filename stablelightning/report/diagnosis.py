@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 from stablelightning.errors import MissingPackageError
@@ -19,7 +20,7 @@ from stablelightning.report.depth import (
     depth_sentence,
     draw_depth,
 )
-from stablelightning.report.style import INK, MUTED, new_figure, say
+from stablelightning.report.style import COLOURS, INK, MUTED, new_figure, say
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
@@ -44,7 +45,7 @@ _SIGNS = {"error": "✖", "warning": "▲", "info": "●"}
 
 
 def diagnosis_figure(diagnosis: "Diagnosis") -> "Figure":
-    """Draw the depth plot with the findings underneath, worst first.
+    """Draw the depth plot, and underneath what was done and the findings, worst first.
 
     Args:
         diagnosis: with its ``before`` where cures were applied.
@@ -64,7 +65,8 @@ def diagnosis_figure(diagnosis: "Diagnosis") -> "Figure":
         'Over 2 layers the signal holds, and the gradient holds on its way back'
     """
     blocks = [_Block.of(finding) for finding in diagnosis.findings[:_MOST_IN_FIGURE]]
-    left_out = len(diagnosis.findings) - len(blocks)
+    blocks[:0] = [_Block.done(treatment) for treatment in diagnosis.treatments]
+    left_out = max(len(diagnosis.findings) - _MOST_IN_FIGURE, 0)
     lines = 2.6 + sum(len(block.lines) + 1.5 for block in blocks)
     text_height = lines * _LINE_INCHES
     figure = new_figure(DEPTH_WIDTH, DEPTH_HEIGHT + text_height)
@@ -76,14 +78,21 @@ def diagnosis_figure(diagnosis: "Diagnosis") -> "Figure":
     return figure
 
 
+@dataclass(frozen=True)
 class _Block:
-    """One finding as lines of the figure."""
+    """One finding, or one treatment, as lines of the figure."""
 
-    def __init__(self, severity: str, code: str, module: str, lines: list[str]) -> None:
-        self.severity = severity
-        self.code = code
-        self.module = module
-        self.lines = lines
+    sign: str
+    colour: str
+    name: str
+    place: str
+    lines: list[str]
+
+    @classmethod
+    def done(cls, treatment: "Treatment") -> "_Block":
+        sign, colour = ("✔", COLOURS[2]) if treatment.done else ("✖", MUTED)
+        place = "done" if treatment.done else "left as it was"
+        return cls(sign, colour, treatment.cure, place, _wrapped(sentence(treatment.words)))
 
     @classmethod
     def of(cls, finding: "Finding") -> "_Block":
@@ -92,7 +101,9 @@ class _Block:
         place = finding.module
         if len(place) > _LONGEST_PLACE:
             place = f"…{place[1 - _LONGEST_PLACE :]}"
-        return cls(finding.severity, finding.code, place, [*said, *remedy])
+        place = f"{finding.severity}{f' at {place}' if place else ''}"
+        sign, colour = _SIGNS[finding.severity], SEVERITIES[finding.severity]
+        return cls(sign, colour, finding.code, place, [*said, *remedy])
 
 
 def _wrapped(text: str) -> list[str]:
@@ -110,10 +121,9 @@ def _write_blocks(
         write(0.2, 0.98, f"{left_out} more on the page", color=MUTED, ha="right")
     line = 1.9
     for block in blocks:
-        write(line, 0.02, _SIGNS[block.severity], color=SEVERITIES[block.severity])
-        write(line, 0.042, block.code, color=INK, fontweight="bold")
-        where = f"{block.severity}{f' at {block.module}' if block.module else ''}"
-        write(line, 0.98, where, color=MUTED, ha="right")
+        write(line, 0.02, block.sign, color=block.colour)
+        write(line, 0.042, block.name, color=INK, fontweight="bold")
+        write(line, 0.98, block.place, color=MUTED, ha="right")
         for number, text in enumerate(block.lines, 1):
             write(line + number, 0.042, text, color=INK)
         line += len(block.lines) + 1.5
@@ -149,7 +159,7 @@ def sentence(text: str) -> str:
         ('The gradient vanishes.', 'body.3 is dead.')
     """
     text = text.strip()
-    if text.partition(" ")[0].isalpha():
+    if text.partition(" ")[0].replace("-", "").isalpha():
         text = text[0].upper() + text[1:]
     return text if not text or text[-1] in ".!?" else f"{text}."
 

@@ -44,6 +44,13 @@ def test_the_figure_lists_the_findings_worst_first():
     assert "error at network.body.0" in texts
 
 
+def test_the_figure_says_what_was_done():
+    texts = [text.get_text() for part in diagnosis_figure(cured()).subfigs for text in part.texts]
+    assert "50 layers were initialized anew." in " ".join(texts)
+    assert "done" in texts
+    assert "left as it was" in texts
+
+
 def test_more_findings_than_fit_are_counted():
     many = diagnosis(5, findings=[found(f"code-{i}", "info", f"m{i}") for i in range(11)])
     texts = [text.get_text() for part in diagnosis_figure(many).subfigs for text in part.texts]
