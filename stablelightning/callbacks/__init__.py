@@ -1,8 +1,15 @@
 """Floor 3: Lightning callbacks, one concern each."""
 
 from stablelightning.callbacks.doctor import ConsultDoctor
+from stablelightning.callbacks.initialize import InitializeWeights
 from stablelightning.callbacks.monitor import MonitorSignals
 from stablelightning.callbacks.recommended import recommended_callbacks
 from stablelightning.callbacks.uncertainty import EstimateUncertainty
 
-__all__ = ["ConsultDoctor", "EstimateUncertainty", "MonitorSignals", "recommended_callbacks"]
+__all__ = [
+    "ConsultDoctor",
+    "EstimateUncertainty",
+    "InitializeWeights",
+    "MonitorSignals",
+    "recommended_callbacks",
+]

@@ -2,12 +2,17 @@
 
 import lightning as L
 
+from stablelightning.callbacks.initialize import InitializeWeights
 from stablelightning.callbacks.uncertainty import EstimateUncertainty
 
 
 def recommended_callbacks() -> list[L.Callback]:
     """Make the callbacks for ``Trainer(callbacks=...)``: safe around any module, useful with most.
 
+    - :class:`~stablelightning.callbacks.initialize.InitializeWeights`, because whether gradients
+      vanish is decided before the first step: what is fresh from torch's constructors is drawn for
+      the function that follows it. What was loaded or set by hand is left, and so is a run that
+      goes on from a checkpoint.
     - :class:`~stablelightning.EstimateUncertainty`, because a prediction without its uncertainty is
       half an answer: Monte Carlo scores from ``Trainer.test``, a
       :class:`~stablelightning.Prediction` per batch from ``Trainer.predict``. It costs nothing in
@@ -22,6 +27,6 @@ def recommended_callbacks() -> list[L.Callback]:
 
     Example:
         >>> [type(callback).__name__ for callback in recommended_callbacks()]
-        ['EstimateUncertainty']
+        ['InitializeWeights', 'EstimateUncertainty']
     """
-    return [EstimateUncertainty(required=False)]
+    return [InitializeWeights(), EstimateUncertainty(required=False)]

@@ -45,6 +45,11 @@ SLOTS = (
         unasked={"required": False},
     ),
     Slot(
+        "initialize",
+        "stablelightning.callbacks.initialize.InitializeWeights",
+        "Weights drawn for the function that follows them; loaded ones are left.",
+    ),
+    Slot(
         "doctor",
         "stablelightning.callbacks.doctor.ConsultDoctor",
         "A diagnosis before training, and the cures where they are asked for.",

@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -81,7 +81,28 @@ def initialize(
         >>> bool(net[0].bias.any())
         False
     """
-    chosen = scheme_named(scheme)
+    return initialize_called(
+        model, _inputs(model, example_batch), scheme=scheme_named(scheme), overwrite=overwrite
+    )
+
+
+def initialize_called(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    scheme: Scheme,
+    overwrite: bool | Sequence[str] = False,
+    call: Callable[..., Any] | None = None,
+) -> InitializationReport:
+    """Do the same for a model that is called in another way than by its forward.
+
+    Args:
+        model: see :func:`initialize`.
+        inputs: what is called takes.
+        scheme: how.
+        overwrite: see :func:`initialize`.
+        call: what is called; the model itself if not given.
+    """
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"initialize needs an nn.Module, got {type(model).__name__}; pass the network itself."
@@ -93,19 +114,18 @@ def initialize(
             "pass the network itself."
         )
     forced = _forced(model, overwrite)
-    notes = materialize(model, example_batch)
-    inputs = _inputs(model, example_batch)
-    attribution = attribute(model, inputs)
+    notes = materialize(model, inputs)
+    attribution = attribute(model, inputs, call=call)
     with torch.inference_mode(False), torch.no_grad():
         verdicts = default_parameters(model)
         verdicts.update({n: Verdict(True) for n in verdicts if forced(n)})
-        writer = Writer(model, attribution, chosen, verdicts=verdicts)
+        writer = Writer(model, attribution, scheme, verdicts=verdicts)
         rows = writer.write()
-        if chosen.residual:
+        if scheme.residual:
             rows = begin_residual(model, attribution, rows, verdicts=verdicts)
-        if chosen.by_data:
-            rows = scale_by_data(model, attribution, rows, inputs)
-    return InitializationReport(chosen.name, rows, [*notes, *attribution.notes])
+        if scheme.by_data:
+            rows = scale_by_data(model, attribution, rows, inputs=inputs, call=call)
+    return InitializationReport(scheme.name, rows, [*notes, *attribution.notes])
 
 
 def _forced(model: nn.Module, overwrite: bool | Sequence[str]) -> Any:
@@ -130,7 +150,7 @@ def _forced(model: nn.Module, overwrite: bool | Sequence[str]) -> Any:
 
 def _inputs(model: nn.Module, batch: Any) -> Any:
     """The part of a batch that the forward takes: all of it, or what stands before the targets."""
-    if not isinstance(batch, tuple | list) or len(batch) < 2:
+    if not isinstance(batch, tuple | list) or len(batch) < 2 or not isinstance(model, nn.Module):
         return batch
     try:
         signature = inspect.signature(model.forward)

@@ -1,6 +1,6 @@
 """Layer-sequential unit variance: scale each layer's weight by what comes out, in one pass."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -20,7 +20,12 @@ _NO_CHANGE = 1.0
 
 
 def scale_by_data(
-    model: nn.Module, attribution: Attribution, rows: list[LayerInitialization], inputs: Any
+    model: nn.Module,
+    attribution: Attribution,
+    rows: list[LayerInitialization],
+    *,
+    inputs: Any,
+    call: Callable[..., Any] | None = None,
 ) -> list[LayerInitialization]:
     """Scale the written linear layers and convolutions so that each output has unit size.
 
@@ -33,6 +38,7 @@ def scale_by_data(
         attribution: of the model.
         rows: of the layers, as they were written.
         inputs: the example; a few dozen rows or more.
+        call: what is called; the model itself if not given.
 
     Returns:
         The rows with the factors.
@@ -50,7 +56,7 @@ def scale_by_data(
                 stack.callback(role.module.register_forward_hook(hook, prepend=True).remove)
         stack.enter_context(_quiet_eval(model))
         args, kwargs = arguments_of(inputs)
-        model(*args, **kwargs)
+        (call or model)(*args, **kwargs)
     return [_with_factor(row, scaled.get(row.name, _NO_CHANGE)) for row in rows]
 
 

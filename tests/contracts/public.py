@@ -11,6 +11,7 @@ from stablelightning import callbacks
 SETTINGS: dict[str, dict[str, Any]] = {
     "ConsultDoctor": {"batches": 2, "required": False},
     "EstimateUncertainty": {"samples": 9, "seed": 5, "tolerance": 1e-6},
+    "InitializeWeights": {"scheme": "lsuv", "overwrite": True},
     "MonitorSignals": {"every_n_steps": 3, "window": 8, "dead_share": 0.9},
 }
 

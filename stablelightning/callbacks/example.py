@@ -1,0 +1,129 @@
+"""One example batch of the training data, read beside the loader and not through it."""
+
+import copy
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import CombinedLoader
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.data import DataLoader, IterableDataset
+
+from stablelightning.errors import DataError
+from stablelightning.model.generators import undisturbed_generators
+
+#: Rows of an example: enough to measure a layer's size to a few percent, and little memory.
+_MOST_ROWS = 64
+_FEWEST_ROWS = 2
+
+
+def example_batch(trainer: L.Trainer, pl_module: L.LightningModule) -> Any:
+    """Make one batch as ``training_step`` gets it, and leave order, generators and workers alone.
+
+    Rows are taken from the dataset, spread evenly over it, and collated as the loader does; no
+    sampler is asked and no worker started. What is no ordinary loader (a list of batches, an
+    iterable dataset, a loader that counts) is read from a copy.
+
+    Args:
+        trainer: about to fit; its data module is set up.
+        pl_module: its module, whose batch transfer hooks are run.
+
+    Returns:
+        A batch on the device of the module's parameters.
+
+    Raises:
+        DataError: there is no training data, or it can be read only once.
+
+    Example:
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> class Look(L.Callback):
+        ...     def setup(self, trainer, pl_module, stage):
+        ...         self.shape = tuple(example_batch(trainer, pl_module).shape)
+        >>> look = Look()
+        >>> trainer = L.Trainer(
+        ...     accelerator="cpu", logger=False, enable_progress_bar=False, max_steps=1,
+        ...     enable_checkpointing=False, enable_model_summary=False, callbacks=[look],
+        ... )
+        >>> trainer.fit(BoringModel())
+        >>> look.shape
+        (2, 32)
+    """
+    source = trainer.fit_loop._data_source
+    if source.instance is None or not source.is_defined():
+        raise DataError(
+            f"{type(pl_module).__name__} needs training data to be looked at, and there is none; "
+            "give a train_dataloader, or a data module."
+        )
+    parameter = next(pl_module.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    if device.type == "meta":
+        device = torch.device("cpu")
+    with undisturbed_generators():
+        loader = source.dataloader()
+        sequential = isinstance(loader, CombinedLoader) and loader._mode == "sequential"
+        leaves, spec = tree_flatten(
+            loader.iterables if isinstance(loader, CombinedLoader) else loader,
+            is_leaf=lambda x: not isinstance(x, dict | list | tuple) or _is_batches(x),
+        )
+        examples = [_example(leaf) for leaf in (leaves[:1] if sequential else leaves)]
+        batch = examples[0] if sequential else tree_unflatten(examples, spec)
+        return pl_module._apply_batch_transfer_handler(batch, device=device)
+
+
+def _is_batches(loaders: Any) -> bool:
+    """Whether a list holds batches, and not loaders."""
+    values = list(loaders.values()) if isinstance(loaders, dict) else list(loaders)
+    return bool(values) and not any(hasattr(v, "__iter__") and _is_loader(v) for v in values)
+
+
+def _is_loader(value: Any) -> bool:
+    return isinstance(value, DataLoader) or (
+        hasattr(value, "__iter__")
+        and not isinstance(value, torch.Tensor | str | list | tuple | dict)
+    )
+
+
+def _example(loader: Any) -> Any:
+    if type(loader).__iter__ is DataLoader.__iter__ and not _streams(loader):
+        try:
+            return _rows_of(loader)
+        except (TypeError, KeyError, IndexError):  # a dataset that only its sampler can index
+            pass
+    return _first_of_a_copy(loader)
+
+
+def _streams(loader: Any) -> bool:
+    return isinstance(loader.dataset, IterableDataset) or not hasattr(loader.dataset, "__len__")
+
+
+def _rows_of(loader: Any) -> Any:
+    dataset = loader.dataset
+    if not len(dataset):
+        raise DataError("the training data must have rows to be looked at, and it is empty.")
+    if loader.batch_sampler is None:  # the dataset gives whole batches
+        return loader.collate_fn(dataset[0])
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or _MOST_ROWS
+    rows = min(len(dataset), max(int(size), _FEWEST_ROWS), _MOST_ROWS)
+    places = torch.linspace(0, len(dataset) - 1, rows).round().long().tolist()
+    if hasattr(dataset, "__getitems__"):
+        return loader.collate_fn(dataset.__getitems__(places))
+    return loader.collate_fn([dataset[place] for place in places])
+
+
+def _first_of_a_copy(loader: Any) -> Any:
+    if isinstance(loader, list | tuple):
+        return copy.deepcopy(loader[0])
+    try:
+        other = copy.deepcopy(loader)
+    except Exception as error:  # generators, sockets, locks: each kind raises its own
+        raise DataError(
+            "the training data can be read only once (it cannot be copied), and training needs "
+            "its first batch; call sl.initialize(model, example) before fit."
+        ) from error
+    if type(other).__iter__ is DataLoader.__iter__:
+        other.num_workers = 0
+        other.prefetch_factor = None
+        other.persistent_workers = False
+    for batch in other:
+        return batch
+    raise DataError("the training data must have a batch to be looked at, and it is empty.")
