@@ -7,6 +7,7 @@ from _digits import BLUE, GREY, ORANGE
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+import stablelightning as sl
 from stablelightning.nn import DenseBlock, DensePreActivationBlock, HighwayBlock, ScaledResidual
 from stablelightning.report.style import COLOURS
 
@@ -21,6 +22,7 @@ def _branch() -> nn.Module:
 
 _STACKS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "plain": (lambda: DenseBlock(_WIDTH, _WIDTH, batch_norm=None), GREY, "-"),
+    "plain, sl.initialize": (lambda: DenseBlock(_WIDTH, _WIDTH, batch_norm=None), GREY, "--"),
     "plain, batch norm": (lambda: DenseBlock(_WIDTH, _WIDTH), ORANGE, "-"),
     "highway": (lambda: HighwayBlock(_WIDTH), _GREEN, "-"),
     "residual": (lambda: DensePreActivationBlock(_WIDTH), BLUE, "-"),
@@ -28,12 +30,15 @@ _STACKS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
 }
 
 
-def _depths(make: Callable[[], nn.Module]) -> tuple[list[float], list[float]]:
+def _depths(make: Callable[[], nn.Module], *, initialized: bool) -> tuple[list[float], list[float]]:
     """Standard deviation over the data, and of the gradient, behind each block."""
     torch.manual_seed(0)
     signals: list[Tensor] = [torch.randn(_ROWS, _WIDTH).requires_grad_()]
-    for _ in range(_DEPTH):
-        signals.append(make()(signals[-1]))
+    stack = nn.Sequential(*(make() for _ in range(_DEPTH)))
+    if initialized:
+        sl.initialize(stack, signals[0].detach())
+    for block in stack.train():
+        signals.append(block(signals[-1]))
     last = signals[-1]
     gradients = torch.autograd.grad(last, signals, torch.randn_like(last))
     spread = [signal.std(0).square().mean().sqrt().item() for signal in signals]
@@ -45,7 +50,8 @@ def draw() -> Figure:
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     forward, backward = figure.subplots(1, 2, sharex=True)
     for name, (make, colour, line) in _STACKS.items():
-        for axes, values in zip((forward, backward), _depths(make), strict=True):
+        depths = _depths(make, initialized="initialize" in name)
+        for axes, values in zip((forward, backward), depths, strict=True):
             axes.semilogy(values, line, color=colour, label=name, linewidth=2)
     forward.set(xlabel="block", ylabel="standard deviation over the data", title="signal")
     backward.set(xlabel="block", ylabel="rms of the gradient", title="gradient")
