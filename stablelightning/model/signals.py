@@ -220,7 +220,7 @@ def measure(
     measurement.notes = list(step.notes)
     if not loss.requires_grad:
         measurement.notes.append("no parameter asks for a gradient: nothing was measured backward")
-    if not _all_finite(measurement):
+    if not (_all_finite(measurement) and _parameters_are_finite(model)):
         measurement.fault = first_fault(model, step) or _backward_fault(measurement)
     return measurement
 
@@ -375,6 +375,12 @@ def _all_finite(measurement: Measurement) -> bool:
     forward = all(layer.output.finite for layer in measurement.layers)
     backward = not any(_got_bad_gradient(layer) for layer in measurement.layers)
     return forward and backward and math.isfinite(measurement.loss)
+
+
+def _parameters_are_finite(model: nn.Module) -> bool:
+    """Also of norms, where a ReLU may hide an infinity from everything that follows."""
+    norms = [torch.linalg.vector_norm(p.detach().float()) for p in model.parameters()]
+    return bool(torch.isfinite(torch.stack(norms)).all())
 
 
 def _got_bad_gradient(layer: MeasuredLayer) -> bool:

@@ -13,9 +13,9 @@ from stablelightning.model.findings.examination import Examination
 LONG_MOMENTUM = 0.995
 ENDLESS_MOMENTUM = 0.9999
 
-#: A first step that promises (gradient times step) this multiple of the whole loss leaves the range
+#: A first step that promises (gradient times step) more than the whole loss leaves the range
 #: in which a gradient says anything: a loss cannot fall below zero ...
-PROMISED_TOO_MUCH = 3.0
+PROMISED_TOO_MUCH = 1.0
 #: ... and one that keeps less than this share of its promise, and less than half of the loss, went
 #: past the valley.
 KEPT_TOO_LITTLE = 0.1

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from statistics import median
 
-from stablelightning.model.diagnosis import Finding
+from stablelightning.model.diagnosis import Finding, Severity
 from stablelightning.model.findings.examination import Examination, about, others
 from stablelightning.model.signals import MeasuredLayer
 
@@ -21,8 +21,9 @@ SMALL_GAIN_BEFORE_NORM = 0.02
 FAR_FROM_OTHERS = 8.0
 ODD_LARGE_GAIN = 4.0
 ODD_SMALL_GAIN = 0.2
-#: Outputs with a larger standard deviation than this make a softmax of one class on most rows.
-LARGE_OUTPUT = 10.0
+#: Logits with a larger standard deviation than this are one class for sure on most rows, and mostly
+#: the wrong one: the loss starts at several times that of a guess.
+LARGE_OUTPUT = 5.0
 #: Consumers for which a small scale is a choice (flat attention, open gates); embeddings are drawn
 #: with 0.02 in language models.
 _UNSCALED = ("softmax", "attention", "gate")
@@ -138,7 +139,7 @@ def _small(layers: list[MeasuredLayer]) -> Iterator[Finding]:
         yield about(
             [first, *(x for x in group if x is not first)],
             "vanishing-gradient",
-            "warning" if harmless else "error",
+            _severity(group) if harmless else "error",
             f"the weights of {first.name} let {first.weights.gain:.2g} of their input pass"
             f"{others(group)}: signal and gradient vanish there.",
             remedy="re-initialize the layer for its fan-in and its activation (sl.initialize).",
@@ -191,6 +192,11 @@ def _is_small(layer: MeasuredLayer, ratio: float) -> bool:
 def _is_harmless(layer: MeasuredLayer) -> bool:
     """Whether what vanishes here is had elsewhere: behind a norm, around a branch, at a head."""
     return layer.normalised or layer.is_output or not layer.unavoidable
+
+
+def _severity(layers: list[MeasuredLayer]) -> Severity:
+    """Heads that start small are common, and only slow down the first steps."""
+    return "info" if all(layer.is_output for layer in layers) else "warning"
 
 
 def _is_bounded(layer: MeasuredLayer) -> bool:
