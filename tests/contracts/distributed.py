@@ -80,6 +80,7 @@ def _all_loops(kind: type[L.Callback] | None) -> dict[str, Any]:
     model = Distributed()
     trainer.fit(model)
     seen: dict[str, Any] = {"weights": weights(model), "metrics": []}
+    seen["state"] = callbacks[0].state_dict() if callbacks else {}
     for _ in range(2):  # a repeat gives the same numbers
         trainer.test(model, verbose=False)
         seen["metrics"].append({k: v.item() for k, v in trainer.callback_metrics.items()})

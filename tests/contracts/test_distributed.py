@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from torch.utils.data import DistributedSampler
 
+from stablelightning.model.monitor import QUANTITIES
 from tests.callbacks.modules import data, quiet_trainer
-from tests.contracts.distributed import ROWS, Distributed, run_on_two_processes
+from tests.contracts.distributed import ROWS, WORLD, Distributed, run_on_two_processes
 from tests.contracts.public import OBSERVERS, make, public_callbacks
+from tests.contracts.test_callbacks import same
 
 every_callback = pytest.mark.parametrize(
     "name", [kind.__name__ for kind in public_callbacks()], ids=str
@@ -38,6 +41,28 @@ def test_observers_change_no_weight(name, reports):
     if name in OBSERVERS:
         pairs = zip(reports[0][name]["weights"], reports[0]["none"]["weights"], strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@every_callback
+def test_processes_keep_the_same_state(name, reports):
+    first, second = (report[name]["state"] for report in reports)
+    assert same(first, second)
+
+
+def test_monitor_sees_the_units_of_every_process(reports):
+    torch.manual_seed(0)
+    model = Distributed()
+    rows = data(24)
+    # Lightning shuffles what it distributes for training.
+    orders = [DistributedSampler(rows, WORLD, rank, shuffle=True, seed=0) for rank in range(WORLD)]
+    first = [torch.stack([rows[i][0] for i in list(order)[:4]]) for order in orders]
+    hidden = torch.cat([model.net[:3](part) for part in first]).detach()
+    history = reports[0]["MonitorSignals"]["state"]["monitor"]["history"]
+    place = QUANTITIES.index("activation_mean")
+    mean, std = history["rows"][0, place : place + 2, 0].tolist()
+    assert mean == pytest.approx(hidden.mean().item(), rel=1e-4)
+    assert std == pytest.approx(hidden.var(0, correction=0).mean().sqrt().item(), rel=1e-4)
+    assert reports[0]["MonitorSignals"]["state"]["monitor"]["units"]["rows"].tolist()[0] == 3 * 8
 
 
 def test_uncertainty_counts_every_row_once(reports):
