@@ -57,7 +57,7 @@ def gradient_heat_map(steps: Sequence[int], layers: Sequence[str], norms: Array)
         _edges(places), rows, powers.T, cmap=_COLOURS, vmin=low, vmax=high, rasterized=True
     )
     axes.invert_yaxis()  # the input on top, as one reads a network
-    tidy(axes, x="step", grid="")
+    tidy(axes, x="step", y="layer, from the input down", grid="")
     _name_rows(axes, layers)
     bar = figure.colorbar(mesh, ax=axes, pad=0.015, aspect=28)
     ticks = np.arange(low, high + 1, max(1, round((high - low) / 6)))
@@ -65,7 +65,7 @@ def gradient_heat_map(steps: Sequence[int], layers: Sequence[str], norms: Array)
     bar.ax.tick_params(labelsize=8.5, colors=MUTED, labelcolor=INK, length=3, width=0.6)
     bar.outline.set_visible(False)
     bar.set_label("gradient norm", fontsize=9, color=INK)
-    say(figure, _sentence(values, layers, int(places[-1])))
+    say(figure, _sentence(values, layers, places))
     return figure
 
 
@@ -98,19 +98,23 @@ def _name_rows(axes: "Axes", layers: Sequence[str]) -> None:
     axes.spines[["left", "bottom"]].set_visible(False)
 
 
-def _sentence(values: Floats, layers: Sequence[str], step: int) -> str:
-    """What the last column says from end to end."""
-    last = values[-1]
-    known = np.flatnonzero(np.isfinite(last) & (last > 0))
-    if len(known) < 2:
-        return f"Gradient norm of {len(layers)} layers up to step {step:,}"
-    first, end = known[0], known[-1]
-    ratio = last[first] / last[end]
-    if 0.1 <= ratio <= 10:
-        word = f"{ratio:.2g} times" if not 0.8 <= ratio <= 1.25 else "about"
-        return (
-            f"At step {step:,} the gradient of {layers[first]} is {word} that of {layers[end]}: "
-            "it reaches the first layer"
-        )
-    how = f"{1 / ratio:,.0f} times smaller" if ratio < 1 else f"{ratio:,.0f} times larger"
-    return f"At step {step:,} the gradient of {layers[first]} is {how} than that of {layers[end]}"
+def _sentence(values: Floats, layers: Sequence[str], steps: Floats) -> str:
+    """How much of the last layer's gradient reaches the first one, at both ends of the run."""
+    shares = values[:, 0] / np.where(values[:, -1] > 0, values[:, -1], np.nan)
+    known = np.flatnonzero(np.isfinite(shares))
+    if len(layers) < 2 or not len(known):
+        return f"Gradient norm of {len(layers)} layers up to step {steps[-1]:,.0f}"
+    said = [f"{_share(shares[n])} at step {steps[n]:,.0f}" for n in dict.fromkeys(known[[0, -1]])]
+    return (
+        f"The gradient of {layers[0]} is {', and '.join(said)} of that of {layers[-1]}"
+        if len(said) == 1
+        else f"Of the gradient of {layers[-1]}, {layers[0]} gets {said[0]} and {said[1]}"
+    )
+
+
+def _share(share: float) -> str:
+    if share == 0:
+        return "nothing"
+    if share < 0.01:
+        return f"1/{float(f'{1 / share:.1g}'):,.0f}"
+    return f"{share:.0%}" if share < 1 else f"{share:.2g} times as much"
