@@ -15,6 +15,9 @@ from stablelightning.model.signals import MeasuredLayer, measure
 from stablelightning.model.step import Loss, TrainingStep
 from stablelightning.model.trial import try_step
 
+#: How often cures are followed by a new diagnosis and, where errors are left, by further cures.
+CURE_ROUNDS = 3
+
 
 def diagnose(
     model: nn.Module,
@@ -73,11 +76,16 @@ def diagnose(
     def cure(diagnosis: Diagnosis) -> Diagnosis:
         from stablelightning.model.cures import apply_cures  # imports initialize and the blocks
 
-        done = apply_cures(model, diagnosis.findings, step.inputs)
-        again = diagnose(model, batch, loss, optimizer=optimizer, clipped=clipped)
-        again.before = diagnosis
-        again.treatments = done
-        return again
+        now, done = diagnosis, []
+        for _ in range(CURE_ROUNDS):
+            treatments = apply_cures(model, now.findings, step.inputs)
+            done += treatments
+            now = diagnose(model, batch, loss, optimizer=optimizer, clipped=clipped)
+            # Behind a layer that overflows nothing can be seen: its cure brings new findings.
+            if now.worst != "error" or not any(treatment.done for treatment in treatments):
+                break
+        now.before, now.treatments = diagnosis, done
+        return now
 
     return Diagnosis(
         findings=sorted_findings(findings),

@@ -17,6 +17,7 @@ from stablelightning.model.cures import (
     repeat_treatments,
 )
 from stablelightning.model.cures.patient import Snapshot
+from stablelightning.model.diagnose import diagnose
 from stablelightning.nn.added import SkippingSequential
 from tests.model.cures_cases import EXAMPLE, Blocks, Loop, Writes, finding, images, stack
 
@@ -326,6 +327,63 @@ def test_a_bias_that_others_read_stays():
 
     (treatment,) = apply_cures(Both(), [finding("drop-bias")], EXAMPLE)
     assert not treatment.done
+
+
+# ---- by a diagnosis -----------------------------------------------------------------------------
+
+
+def deep(activation: type[nn.Module] = nn.ReLU, depth: int = 30) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [m for _ in range(depth) for m in (nn.Linear(16, 16), activation())]
+    return nn.Sequential(*layers, nn.Linear(16, 3))
+
+
+def batch(rows: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(rows, 16, generator=generator)
+    return inputs, torch.randint(3, (rows,), generator=generator)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.SELU])
+def test_apply_leaves_no_error_in_a_deep_stack(activation):
+    sick = diagnose(deep(activation), batch())
+    assert sick.worst == "error"
+    cured = sick.apply()
+    assert cured.worst != "error", str(cured)
+    assert cured.before is sick
+    assert any(t.done for t in cured.treatments)
+    assert cured.to_dict()["treatments"][0]["cure"] == cured.treatments[0].cure
+
+
+def test_apply_goes_on_behind_what_overflowed():
+    """Nothing can be seen behind the first layer that is not finite, before it is cured."""
+    net = deep(depth=40)
+    for layer in net:
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=100)
+    sick = diagnose(net, batch())
+    assert "non-finite" in [f.code for f in sick.findings]
+    assert sick.apply().worst != "error"
+    assert net.spans[0] == ("0", "3")
+    assert net.spans[-1] == ("76", "79")
+
+
+def test_a_cured_net_learns_what_it_could_not():
+    inputs, target = batch(256)
+    target = (inputs[:, 0] > 0).long()
+    right = []
+    for cured in (False, True):
+        net = deep(depth=40)
+        if cured:
+            diagnose(net, (inputs, target)).apply()
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+        for _ in range(40):
+            optimizer.zero_grad()
+            F.cross_entropy(net(inputs), target).backward()
+            optimizer.step()
+        right.append((net(inputs).argmax(1) == target).float().mean().item())
+    assert right[0] < 0.7
+    assert right[1] > 0.95
 
 
 # ---- activations --------------------------------------------------------------------------------

@@ -23,6 +23,9 @@ class Patient:
         model: the model.
         example: inputs of one batch, as for :func:`~stablelightning.model.attribution.attribute`.
 
+    Attributes:
+        was_finite: whether its outputs were finite before it was treated.
+
     Raises:
         DataError: the example does not fit the forward.
         ModelError: the model is compiled or scripted, or no module.
@@ -34,7 +37,7 @@ class Patient:
         self.example = example
         self.attribution: Attribution = attribute(model, example)
         self._shapes = _shapes(self.attribution.trace.outputs)
-        self._finite = _all_finite(self.attribution.trace.outputs)
+        self.was_finite = _all_finite(self.attribution.trace.outputs)
 
     @property
     def names(self) -> dict[nn.Module, str]:
@@ -69,7 +72,7 @@ class Patient:
         outputs = self.attribution.trace.outputs
         if _shapes(outputs) != self._shapes:
             raise NotSafe("the outputs would have another shape")
-        if self._finite and not _all_finite(outputs):
+        if self.was_finite and not _all_finite(outputs):
             raise NotSafe("the outputs would not be finite")
         args, kwargs = arguments_of(self.example)
         with preserved(self.model), torch.no_grad():

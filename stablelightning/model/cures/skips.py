@@ -25,7 +25,8 @@ def plan_skips(
 
     Args:
         patient: the model.
-        modules: dotted names of containers or layers; none is the whole model.
+        modules: dotted names of containers or layers; none is the whole model. A container that
+            holds one of the layers is changed as a whole: half a stack with skips is no help.
         arguments: ``scale``, of every branch at first; one over their number if it is not given:
             a stream that is only positive then grows at most e-fold, and no branch starts without
             a gradient.
@@ -41,22 +42,21 @@ def plan_skips(
         for role in patient.attribution.layers
         if role.branch is None and role.uses == 1 and not role.is_output
     }
-    usable = wanted & plain
     containers: list[dict[str, Any]] = []
     taken: set[nn.Module] = set()
     for name, container in patient.model.named_modules():
         if type(container) is nn.Sequential:
-            spans, layers = _spans(patient, container, usable - taken)
-            if spans:
+            spans, layers = _spans(patient, container, plain - taken)
+            if spans and layers & wanted:
                 containers.append({"module": name, "spans": spans})
                 taken |= layers
     singles = [
         name
         for name, module in patient.model.named_modules()
-        if name and _takes_a_skip(patient, module, usable, taken)
+        if name and _takes_a_skip(patient, module, wanted & plain, taken)
     ]
     if not containers and not singles:
-        raise NotSafe(_why_none(patient, usable))
+        raise NotSafe(_why_none(patient, wanted & plain))
     branches = sum(len(entry["spans"]) for entry in containers) + len(singles)
     scale = float(arguments.get("scale", 1 / branches))
     return {"containers": containers, "modules": singles, "scale": scale}

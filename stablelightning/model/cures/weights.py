@@ -19,7 +19,8 @@ def initialize_again(
 
     Args:
         patient: the model.
-        modules: dotted names of layers or of what holds them; none is the whole model.
+        modules: dotted names of layers or of what holds them; none is the whole model. Where the
+            outputs of the model are not finite, all layers behind the first of them count too.
         arguments: ``scheme``, as for :func:`stablelightning.initialize`.
 
     Returns:
@@ -30,9 +31,14 @@ def initialize_again(
     """
     from stablelightning.model.initialize import initialize
 
-    names = tuple(role.name for role in patient.roles(modules))
-    if not names:
+    named = [role.name for role in patient.roles(modules)]
+    if not named:
         raise NotSafe("the example reaches no layer of the named modules")
+    if not patient.was_finite:
+        # Behind the first layer that overflows nothing could be measured, and so nothing be named.
+        order = [role.name for role in patient.roles()]
+        named = order[order.index(named[0]) :]
+    names = tuple(named)
     snapshot = Snapshot(patient.model)
     try:
         report = initialize(
