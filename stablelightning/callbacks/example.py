@@ -21,8 +21,8 @@ def example_batch(trainer: L.Trainer, pl_module: L.LightningModule) -> Any:
     """Make one batch as ``training_step`` gets it, and leave order, generators and workers alone.
 
     Rows are taken from the dataset, spread evenly over it, and collated as the loader does; no
-    sampler is asked and no worker started. What is no ordinary loader (a list of batches, an
-    iterable dataset, a loader that counts) is read from a copy.
+    sampler is asked and no worker started. What is no ordinary loader (an iterable dataset, a
+    loader that counts, one whose sampler alone knows the keys) is read from a copy.
 
     Args:
         trainer: about to fit; its data module is set up.
@@ -61,26 +61,11 @@ def example_batch(trainer: L.Trainer, pl_module: L.LightningModule) -> Any:
     with undisturbed_generators():
         loader = source.dataloader()
         sequential = isinstance(loader, CombinedLoader) and loader._mode == "sequential"
-        leaves, spec = tree_flatten(
-            loader.iterables if isinstance(loader, CombinedLoader) else loader,
-            is_leaf=lambda x: not isinstance(x, dict | list | tuple) or _is_batches(x),
-        )
+        several = loader.iterables if isinstance(loader, CombinedLoader) else loader
+        leaves, spec = tree_flatten(several)
         examples = [_example(leaf) for leaf in (leaves[:1] if sequential else leaves)]
         batch = examples[0] if sequential else tree_unflatten(examples, spec)
         return pl_module._apply_batch_transfer_handler(batch, device=device)
-
-
-def _is_batches(loaders: Any) -> bool:
-    """Whether a list holds batches, and not loaders."""
-    values = list(loaders.values()) if isinstance(loaders, dict) else list(loaders)
-    return bool(values) and not any(hasattr(v, "__iter__") and _is_loader(v) for v in values)
-
-
-def _is_loader(value: Any) -> bool:
-    return isinstance(value, DataLoader) or (
-        hasattr(value, "__iter__")
-        and not isinstance(value, torch.Tensor | str | list | tuple | dict)
-    )
 
 
 def _example(loader: Any) -> Any:
@@ -111,8 +96,6 @@ def _rows_of(loader: Any) -> Any:
 
 
 def _first_of_a_copy(loader: Any) -> Any:
-    if isinstance(loader, list | tuple):
-        return copy.deepcopy(loader[0])
     try:
         other = copy.deepcopy(loader)
     except Exception as error:  # generators, sockets, locks: each kind raises its own
@@ -120,10 +103,9 @@ def _first_of_a_copy(loader: Any) -> Any:
             "the training data can be read only once (it cannot be copied), and training needs "
             "its first batch; call sl.initialize(model, example) before fit."
         ) from error
-    if type(other).__iter__ is DataLoader.__iter__:
-        other.num_workers = 0
-        other.prefetch_factor = None
-        other.persistent_workers = False
+    if isinstance(other, DataLoader) and other.num_workers:
+        # Past the loader's own guard, which is against changes while it is in use.
+        vars(other).update(num_workers=0, prefetch_factor=None, persistent_workers=False)
     for batch in other:
         return batch
     raise DataError("the training data must have a batch to be looked at, and it is empty.")

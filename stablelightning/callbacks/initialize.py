@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from stablelightning.callbacks.agreement import anyones_failure
 from stablelightning.callbacks.base import StableCallback
@@ -155,8 +155,7 @@ class InitializeWeights(StableCallback):
             try:
                 _refuse_sharded(trainer)
                 ways = _ways(trainer, pl_module)
-                if not trainer.is_global_zero and _is_unmade(pl_module):
-                    materialize(pl_module, ways[0][0])
+                if not trainer.is_global_zero and any(map(is_lazy, pl_module.parameters())):
                     _first_that_fits(ways, lambda x, call: attribute(pl_module, x, call=call))
             except Exception as error:  # a dataset, a transform, a forward: whatever they raise
                 failure = error
@@ -176,7 +175,10 @@ class InitializeWeights(StableCallback):
 
 def _ways(trainer: L.Trainer, pl_module: L.LightningModule) -> list[_Way]:
     """How the module may be called, with what: by its forward, else by its training step."""
-    batch = _as_the_weights(pl_module, example_batch(trainer, pl_module))
+    batch = example_batch(trainer, pl_module)
+    for note in materialize(pl_module, tuple(tree_leaves(batch))):
+        rank_zero_warn(note, category=StableLightningWarning)
+    batch = _as_the_weights(pl_module, batch)
     ways: list[_Way] = []
     if is_overridden("forward", pl_module):
         with suppress(DataError):  # its own step knows how to take the batch apart
@@ -211,10 +213,6 @@ def _as_the_weights(pl_module: L.LightningModule, batch: Any) -> Any:
         return value.to(dtype) if floating else value
 
     return tree_map(cast, batch)
-
-
-def _is_unmade(pl_module: L.LightningModule) -> bool:
-    return any(is_lazy(p) or p.is_meta for p in pl_module.parameters())
 
 
 def _refuse_sharded(trainer: L.Trainer) -> None:
