@@ -124,8 +124,13 @@ class _Isometry:
         reads = place > 0 and self._mirrors[place - 1]
         makes = place < len(self._mirrors) and self._mirrors[place]
         layout = Layout.of(role.module)
+        weight = self._weights[place]
         kernel = role.kind != "linear"
-        centre = all(step == 1 for step in layout.stride)
+        outputs, inputs = weight.shape[:2] if not layout.transposed else weight.shape[1::-1]
+        # A centre that makes more units than it reads would repeat itself; so would one that a
+        # stride lets see a part of the pixels only. The whole kernel has more to read.
+        centre = outputs // (1 + makes) <= inputs // (1 + reads)
+        centre = centre and all(step == 1 for step in layout.stride)
         size = "" if self._size == 1 else f", signal of size {self._size:g}"
         why = f"{place + 1} of {len(self._roles)} weights in a plain stack{size}"
         if reads or makes:
