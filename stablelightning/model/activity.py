@@ -259,7 +259,8 @@ def _assign(watched: _Watched, role: LayerRole, modules: dict[str, nn.Module]) -
         return
     owner = modules.get(role.consumer.module)
     route = set(role.consumer.route)
-    if owner is not None and _is_activation(owner):
+    # Of a layer that is used several times only its own output tells one use from another.
+    if owner is not None and role.uses == 1 and _is_activation(owner):
         watched.activation = owner
     elif route <= _SAME_UNITS:
         watched.function = function
