@@ -1,5 +1,6 @@
 """Floor 3: Lightning callbacks, one concern each."""
 
+from stablelightning.callbacks.activation import SelectActivation
 from stablelightning.callbacks.doctor import ConsultDoctor
 from stablelightning.callbacks.initialize import InitializeWeights
 from stablelightning.callbacks.monitor import MonitorSignals
@@ -11,5 +12,6 @@ __all__ = [
     "EstimateUncertainty",
     "InitializeWeights",
     "MonitorSignals",
+    "SelectActivation",
     "recommended_callbacks",
 ]

@@ -45,6 +45,11 @@ SLOTS = (
         unasked={"required": False},
     ),
     Slot(
+        "activation",
+        "stablelightning.callbacks.activation.SelectActivation",
+        "An activation that is chosen by measurement, or swapped in, before training.",
+    ),
+    Slot(
         "initialize",
         "stablelightning.callbacks.initialize.InitializeWeights",
         "Weights drawn for the function that follows them; loaded ones are left.",

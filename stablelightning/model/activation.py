@@ -90,8 +90,18 @@ class ActivationSwap:
         rows = [[s.path, s.before, s.after, ""] for s in [*self.swapped, *self.dropout]]
         return rows + [[k.path, k.name, k.name, f"left: {k.why}"] for k in self.kept]
 
+    def _grouped(self) -> list[list[str]]:
+        """The rows, those that differ by their path only as one."""
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for path, *rest in self.rows_for_table():
+            groups.setdefault(tuple(rest), []).append(path)
+        return [
+            [f"{first} and {len(more)} more" if more else first, *rest]
+            for rest, (first, *more) in groups.items()
+        ]
+
     def __str__(self) -> str:
-        lines = [["module", "before", "after", ""], *self.rows_for_table()]
+        lines = [["module", "before", "after", ""], *self._grouped()]
         widths = [max(len(line[i]) for line in lines) for i in range(3)]
         text = [
             "  ".join([*(cell.ljust(w) for cell, w in zip(line, widths, strict=False)), line[3]])

@@ -34,8 +34,9 @@ CANDIDATES = (
     "tanh",
 )
 
-#: A signal or a gradient that changes by more than this factor through the network does not train.
-_LARGEST_CHANGE = 1e3
+#: A signal or a gradient that changes by more than this factor through the network is lost to
+#: float32 and to every optimizer's epsilon. Smaller changes cost places in the order, no more.
+_LARGEST_CHANGE = 1e6
 #: Shares of dead units and of saturated values from which on a network hardly learns.
 _MOST_DEAD = 0.4
 _MOST_SATURATED = 0.5
@@ -44,7 +45,9 @@ _MOST_SATURATED = 0.5
 class Racer(Contestant, Protocol):
     """A contestant whose module can be looked at."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module:
+        """What trains."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ConsultDoctor": {"batches": 2, "required": False},
     "EstimateUncertainty": {"samples": 9, "seed": 5, "tolerance": 1e-6},
     "InitializeWeights": {"scheme": "lsuv", "overwrite": True},
+    "SelectActivation": {
+        "candidates": ["relu", "leaky_relu(0.2)"],
+        "steps": 3,
+        "seeds": 2,
+        "finalists": 2,
+        "required": False,
+    },
     "MonitorSignals": {"every_n_steps": 3, "window": 8, "dead_share": 0.9},
 }
 
@@ -20,6 +27,9 @@ OBSERVERS = {"ConsultDoctor", "EstimateUncertainty", "MonitorSignals"}
 
 #: Callbacks that cannot do what they are for around a model with nothing random in it.
 SAMPLERS = {"EstimateUncertainty"}
+
+#: Callbacks that cannot do what they are for around a model without a hidden activation.
+SWAPPERS = {"SelectActivation"}
 
 
 def public_callbacks() -> list[type[L.Callback]]:

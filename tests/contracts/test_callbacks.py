@@ -16,10 +16,17 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
 
 from stablelightning.callbacks.base import StableCallback
-from stablelightning.errors import NothingRandomError
+from stablelightning.errors import NothingRandomError, StableLightningWarning
 from tests.callbacks.modules import quiet_trainer
 from tests.contracts.models import Breaks, LanguageModel, Seeded, weights
-from tests.contracts.public import OBSERVERS, SAMPLERS, make, public_callbacks, settings_of
+from tests.contracts.public import (
+    OBSERVERS,
+    SAMPLERS,
+    SWAPPERS,
+    make,
+    public_callbacks,
+    settings_of,
+)
 
 every_callback = pytest.mark.parametrize("kind", public_callbacks(), ids=lambda k: k.__name__)
 LOOPS = ("fit", "validate", "test", "predict")
@@ -199,6 +206,8 @@ def test_boring_model_unchanged(kind, loop):
     # BoringModel is one Linear: whoever must sample says that it cannot, and how to mend it.
     samples = kind.__name__ in SAMPLERS and loop in ("test", "predict")
     expected = pytest.raises(NothingRandomError, match="add_dropout") if samples else nullcontext()
+    if kind.__name__ in SWAPPERS and loop == "fit":
+        expected = pytest.warns(StableLightningWarning, match="hidden activation to swap")
     with expected:
         run(trainer, BoringModel(), loop)
 

@@ -298,6 +298,7 @@ def test_the_report_is_plain_and_told_in_lines():
     assert [k["path"] for k in told["kept"]] == ["1"]
     assert len(report.rows_for_table()) == 3
     assert "2 swapped, 1 left" in str(report)
+    assert "0.1 and 1 more  relu     selu" in str(report)
 
 
 def test_nothing_to_swap_is_said_and_no_error():

@@ -1,0 +1,385 @@
+"""An activation chosen by measurement, before training, around any LightningModule."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from stablelightning.callbacks.agreement import anyones_failure
+from stablelightning.callbacks.base import StableCallback
+from stablelightning.callbacks.batches import inputs_and_target
+from stablelightning.callbacks.contestant import LightningContestant, copy_of, unlogged
+from stablelightning.callbacks.race_data import race_data
+from stablelightning.callbacks.resume import checkpoint_to_load
+from stablelightning.callbacks.steps import replace_method
+from stablelightning.errors import (
+    DataError,
+    ModelError,
+    RecipeError,
+    StableLightningWarning,
+)
+from stablelightning.model.activation import swap_activations
+from stablelightning.model.activation_names import activation_choice, activation_name
+from stablelightning.model.activation_places import Place, find_places
+from stablelightning.model.activation_ranking import COLUMNS, ActivationRanking
+from stablelightning.model.activation_selection import (
+    CANDIDATES,
+    RaceData,
+    RaceSettings,
+    select_activation,
+)
+from stablelightning.model.cures import CHECKPOINT_KEY, recorded_treatments, repeat_treatments
+from stablelightning.model.cures.treatment import record_treatment
+from stablelightning.model.generators import undisturbed_generators
+from stablelightning.model.initialize import initialize
+from stablelightning.report.activation import race_figure
+from stablelightning.report.wandb import log_figure, log_table
+
+#: What a module remembers of a choice, so that a second ``fit`` does not race on trained weights.
+_MARK = "_stable_activation"
+
+
+class SelectActivation(StableCallback):
+    """Measure which activation suits the model and its data, and swap it in before training.
+
+    In ``setup``, before there is an optimizer. Each candidate is swapped into a copy of the module,
+    which is initialized anew (:func:`stablelightning.initialize`) and watched for one training
+    step: how signal and gradient change over depth, which units are dead or saturated, how far the
+    activations are from being centred. Those that would lose the signal are out. The best of the
+    others, and the activation in use, race: ``steps`` optimizer steps with the module's own
+    ``training_step`` and ``configure_optimizers``, from equal seeds, on equal batches of the
+    training data; the loss is read in eval on batches that are held out. The one in use stays
+    unless another is better by more than the noise between seeds.
+
+    The winner is swapped into the module; weights, flags, loaders and random number generators are
+    as they were. Put :class:`~stablelightning.callbacks.initialize.InitializeWeights` behind this
+    callback, so that the weights follow the choice. With a single candidate nothing is measured:
+    it is swapped in.
+
+    The choice is part of the model from then on: it is kept in checkpoints, and a run that goes on
+    from one, or tests or predicts with one, does not race again, but changes the new model in the
+    same way before weights are loaded. With several processes all race, and the first decides.
+
+    Logged when training starts: ``activation/loss/<name>``, ``activation/ms_per_step/<name>`` and
+    ``activation/steps_to_target/<name>`` (steps until the loss at which the activation in use
+    ended) of those that raced; to W&B also the whole evidence as the table ``activation/ranking``
+    and the curves as ``activation/race``.
+
+    Args:
+        candidates: names as :func:`stablelightning.swap_activations` takes them; ``None`` for
+            ReLU, three leaky slopes, ELU, SELU, GELU, SiLU and tanh.
+        steps: optimizer steps of each run, >= 1.
+        seeds: runs of each candidate, >= 1.
+        finalists: candidates that race beside the activation in use, >= 1.
+        seed: the first of the seeds, >= 0.
+        required: raise where no choice can be made (nothing to swap, a step that cannot be run
+            alone); ``False`` says so in a warning, and leaves the model.
+
+    Attributes:
+        chosen: name of the activation that the model has now; ``None`` before a choice.
+        evidence: the ranking as plain types, see
+            :meth:`~stablelightning.model.activation_ranking.ActivationRanking.to_dict`; empty where
+            nothing was measured.
+
+    Raises:
+        RecipeError: a setting is out of its range; the strategy shards the model.
+        ModelError: nothing can be swapped or raced, and ``required``.
+        DataError: there is no training data.
+
+    Source:
+        Klambauer et al. 2017, arXiv:1706.02515, and Ramachandran et al. 2017, arXiv:1710.05941, for
+        how much the choice depends on depth and data.
+
+    Example:
+        >>> from torch import nn
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> model = BoringModel()
+        >>> model.layer = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+        >>> select = SelectActivation(["elu", "tanh"], steps=5, seeds=2)
+        >>> trainer = L.Trainer(
+        ...     accelerator="cpu", logger=False, enable_progress_bar=False, max_steps=1,
+        ...     enable_checkpointing=False, enable_model_summary=False, callbacks=[select],
+        ... )
+        >>> trainer.fit(model)
+        >>> select.chosen in ("relu", "elu", "tanh"), len(select.evidence["rows"])
+        (True, 3)
+    """
+
+    def __init__(
+        self,
+        candidates: Sequence[str] | None = None,
+        *,
+        steps: int = 100,
+        seeds: int = 3,
+        finalists: int = 4,
+        seed: int = 0,
+        required: bool = True,
+    ) -> None:
+        _check_settings(candidates, steps=steps, seeds=seeds, finalists=finalists, seed=seed)
+        self.candidates = candidates
+        self.steps = steps
+        self.seeds = seeds
+        self.finalists = finalists
+        self.seed = seed
+        self.required = required
+        self.chosen: str | None = None
+        self.evidence: dict[str, Any] = {}
+        self._untold = False
+        self._restore: list[Callable[[], None]] = []
+
+    # ---- when -------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Choose, or prepare for the checkpoint that will be loaded."""
+        super().setup(trainer, pl_module, stage)
+        if checkpoint_to_load(trainer):
+            self._repeat_before_loading(pl_module)
+        elif stage == "fit" and trainer.limit_train_batches != 0 and _MARK not in vars(pl_module):
+            _refuse_sharded(trainer)
+            self._when_the_model_is_there(trainer, pl_module)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the evidence."""
+        self._give_back()
+        if self._untold and not trainer.barebones:
+            _log(trainer, self.evidence)
+        self._untold = False
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave the module's methods as they were."""
+        self._give_back()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the module's methods as they were."""
+        self._give_back()
+
+    def _when_the_model_is_there(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Some modules make their layers, or their data, in hooks that come after this one."""
+        for hook in ("configure_model", "setup"):
+            if is_overridden(hook, pl_module):
+                usual = getattr(pl_module, hook)
+
+                @wraps(usual)
+                def then(*args: Any, _usual: Any = usual, **kwargs: Any) -> None:
+                    _usual(*args, **kwargs)
+                    self._choose(trainer, pl_module)
+
+                self._restore.append(replace_method(pl_module, hook, then))
+                return
+        self._choose(trainer, pl_module)
+
+    # ---- a checkpoint -----------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The choice and its evidence, in plain types."""
+        return {"chosen": self.chosen, "evidence": self.evidence}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what another run found."""
+        self.chosen, self.evidence = state_dict["chosen"], state_dict["evidence"]
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep what was swapped beside the weights."""
+        treatments = recorded_treatments(pl_module)
+        if treatments:
+            checkpoint[CHECKPOINT_KEY] = treatments
+
+    def _repeat_before_loading(self, pl_module: L.LightningModule) -> None:
+        """Lightning asks the module first when it has read a checkpoint, and then loads weights."""
+        usual = pl_module.on_load_checkpoint
+
+        def repeat_first(checkpoint: dict[str, Any]) -> None:
+            repeat_treatments(pl_module, checkpoint.get(CHECKPOINT_KEY, []))
+            vars(pl_module)[_MARK] = True
+            usual(checkpoint)
+
+        self._restore.append(replace_method(pl_module, "on_load_checkpoint", repeat_first))
+
+    def _give_back(self) -> None:
+        while self._restore:
+            self._restore.pop()()
+
+    # ---- the choice -------------------------------------------------------------------------
+
+    def _choose(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        failure: Exception | None = None
+        chosen = _choices(self.candidates)[0]
+        with undisturbed_generators(), _loop_left_alone(trainer):
+            try:
+                data = race_data(trainer, pl_module, self.steps if self._races else 1)
+                places = _hidden(pl_module, data.batches[0])
+                build = self._builder(trainer, pl_module, places, data.batches[0])
+                if self._races:  # what stands against any race is said at once
+                    build(_name_of(places))
+            except Exception as error:  # a user's configure_optimizers may raise anything
+                failure = error
+            failure = anyones_failure(trainer, failure)
+            if failure is not None:
+                return self._give_up(failure)
+            if self._races:
+                ranking = self._race(trainer, build, _name_of(places), data)
+                chosen = ranking.chosen
+                self.evidence, self._untold = ranking.to_dict(), True
+                rank_zero_info(f"Activations, measured:\n{ranking}")
+            if any(_name_of([p]) != chosen for p in places) and chosen != self._kept(places):
+                self._swap(pl_module, chosen, [place.path for place in places])
+        self.chosen = chosen
+        vars(pl_module)[_MARK] = True
+
+    @property
+    def _races(self) -> bool:
+        return len(_choices(self.candidates)) > 1
+
+    def _kept(self, places: list[Place]) -> str | None:
+        """What the incumbent's name stands for in a race: the model as it is, were it mixed."""
+        return _name_of(places) if self._races else None
+
+    def _swap(self, pl_module: L.LightningModule, chosen: str, paths: list[str]) -> None:
+        torch.manual_seed(self.seed)  # maxout draws, on every process the same
+        report = swap_activations(pl_module, chosen, only=paths)
+        rank_zero_info(f"Activations, swapped:\n{report}")
+        plan = {"activation": chosen, "only": paths}
+        record_treatment(pl_module, "swap-activation", plan)
+
+    def _give_up(self, failure: Exception) -> None:
+        if self.required:
+            raise failure
+        message = f"SelectActivation leaves the model as it is: {failure}"
+        rank_zero_warn(message, category=StableLightningWarning)
+
+    def _builder(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, places: list[Place], batch: Any
+    ) -> Callable[[str], LightningContestant]:
+        paths, incumbent = [place.path for place in places], _name_of(places)
+        inputs, scheme = _inputs(pl_module, batch), _scheme(trainer)
+
+        def build(name: str) -> LightningContestant:
+            module = copy_of(pl_module, trainer)
+            if name != incumbent:
+                swap_activations(module, name, only=paths)
+            with unlogged(trainer):
+                initialize(module, inputs, scheme=scheme)
+            return LightningContestant(module, trainer)
+
+        return build
+
+    def _race(
+        self,
+        trainer: L.Trainer,
+        build: Callable[[str], LightningContestant],
+        incumbent: str,
+        data: RaceData,
+    ) -> ActivationRanking:
+        short = bool(getattr(trainer, "fast_dev_run", 0))
+        settings = RaceSettings(
+            steps=min(self.steps, 2) if short else self.steps,
+            seeds=1 if short else self.seeds,
+            finalists=self.finalists,
+            seed=self.seed,
+        )
+        names = [incumbent, *(n for n in _choices(self.candidates) if n != incumbent)]
+        agree = trainer.strategy.broadcast
+        return select_activation(build, names, data, settings, agree=agree)
+
+
+def _hidden(pl_module: L.LightningModule, batch: Any) -> list[Place]:
+    try:
+        places = find_places(pl_module, _inputs(pl_module, batch))
+    except (DataError, RuntimeError, TypeError, ValueError, NotImplementedError):
+        places = find_places(pl_module)  # a forward that wants something else: structure tells
+    hidden = [place for place in places if place.role == "hidden"]
+    if not hidden:
+        raise ModelError(
+            f"there must be a hidden activation to swap, and {type(pl_module).__name__} has none; "
+            "make modules of those that its forward calls as functions."
+        )
+    return hidden
+
+
+def _inputs(pl_module: L.LightningModule, batch: Any) -> Any:
+    try:
+        return inputs_and_target(pl_module, batch)[0]
+    except DataError:
+        return batch
+
+
+def _scheme(trainer: L.Trainer) -> Any:
+    """The rules by which the weights will be drawn: those of the callback that draws them."""
+    callbacks: list[Any] = getattr(trainer, "callbacks", [])
+    drawn = (c.scheme for c in callbacks if type(c).__name__ == "InitializeWeights")
+    return next(drawn, "auto")
+
+
+def _name_of(places: list[Place]) -> str:
+    """The activation that most of the places have."""
+    names = (
+        activation_name(p.module) if p.module is not None else getattr(p.function, "__name__", "")
+        for p in places
+    )
+    return Counter(names).most_common(1)[0][0]
+
+
+def _choices(candidates: Sequence[str] | None) -> list[str]:
+    wanted = CANDIDATES if candidates is None else candidates
+    return list(dict.fromkeys(activation_choice(name).name for name in wanted))
+
+
+@contextmanager
+def _loop_left_alone(trainer: L.Trainer) -> Iterator[None]:
+    """A ``configure_optimizers`` that asks how long training is makes the loop set up its data."""
+    loop = trainer.fit_loop
+    before = loop._combined_loader
+    try:
+        yield
+    finally:
+        loop._combined_loader = before
+
+
+def _log(trainer: L.Trainer, evidence: dict[str, Any]) -> None:
+    numbers: dict[str, float] = {}
+    for row in evidence["rows"]:
+        cells = dict(zip(COLUMNS, row, strict=True))
+        for column in ("loss", "ms per step", "steps to target"):
+            if cells[column] is not None:
+                key = f"activation/{column.replace(' ', '_')}/{cells['activation']}"
+                numbers[key] = float(cells[column])
+    for logger in trainer.loggers:
+        logger.log_metrics(numbers, step=0)
+    if trainer.loggers:
+        log_table(trainer.loggers, "activation/ranking", evidence["columns"], evidence["rows"])
+        log_figure(trainer.loggers, "activation/race", race_figure(evidence))
+
+
+def _refuse_sharded(trainer: L.Trainer) -> None:
+    if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+        raise RecipeError(
+            "SelectActivation needs the whole model on every process, got "
+            f"{type(trainer.strategy).__name__}; choose on one device, and write the choice down."
+        )
+
+
+def _check_settings(candidates: Any, **numbers: int) -> None:
+    least = {"seed": 0}
+    for name, value in numbers.items():
+        low = least.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise RecipeError(f"{name} must be a whole number >= {low}, got {value!r}.")
+    if candidates is None:
+        return
+    if isinstance(candidates, str) or not candidates:
+        raise RecipeError(
+            f"candidates must be a list of activations, got {candidates!r}; such as [relu, selu]."
+        )
+    for name in candidates:
+        activation_choice(name)
