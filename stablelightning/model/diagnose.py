@@ -1,5 +1,6 @@
 """sl.diagnose: what will go wrong in training, read from one step of it."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from stablelightning.model.diagnosis import Diagnosis, LayerSignal, sorted_findi
 from stablelightning.model.findings import RULES
 from stablelightning.model.findings.examination import Examination
 from stablelightning.model.preserve import preserved
-from stablelightning.model.signals import MeasuredLayer, measure
+from stablelightning.model.signals import MeasuredLayer, Measurement, measure
 from stablelightning.model.step import Loss, TrainingStep
-from stablelightning.model.trial import try_step
+from stablelightning.model.trial import Trial, held_by, try_step
 
 #: How often cures are followed by a new diagnosis and, where errors are left, by further cures.
 CURE_ROUNDS = 3
@@ -64,12 +65,17 @@ def diagnose(
         >>> found.code, found.module, found.severity
         ('dead-units', '0', 'error')
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"a model must be an nn.Module, got {type(model).__name__}; pass the network itself."
+        )
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
             "a diagnosis needs an eager module, got a scripted one; pass the original."
         )
-    step = TrainingStep(model, batch, loss)
-    examination = _examine(model, step, optimizer, clipped)
+    with torch.inference_mode(False), torch.enable_grad(), _eagerly(model):
+        step = TrainingStep(model, batch, loss)
+        examination = _examine(model, step, optimizer, clipped)
     findings = [f for rule in RULES for f in rule(examination)]
     measurement = examination.measurement
 
@@ -99,6 +105,13 @@ def diagnose(
     )
 
 
+def _eagerly(model: nn.Module) -> AbstractContextManager[Any]:
+    """Compiled modules run eagerly: hooks inside of them would not be called otherwise."""
+    if not any(hasattr(m, "_orig_mod") for m in model.modules()):
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
+
+
 def _examine(
     model: nn.Module,
     step: TrainingStep,
@@ -111,17 +124,30 @@ def _examine(
             model.train()
         measurement = measure(model, step, attribution, lossy_dtype=_precision(model))
     measurement.notes += notes
-    trial = None
-    if optimizer is not None and measurement.gradients and measurement.fault is None:
-        with preserved(model):
-            if not model.training:
-                model.train()
-            trial = try_step(model, step, optimizer, measurement.gradients)
-        if trial is None:
-            name = type(optimizer).__name__
-            measurement.notes.append(f"no trial step was taken: {name} cannot be copied")
+    trial = None if optimizer is None else _trial(model, step, optimizer, measurement)
     measurement.gradients.clear()
     return Examination(model, measurement, optimizer, trial, clipped)
+
+
+def _trial(
+    model: nn.Module,
+    step: TrainingStep,
+    optimizer: torch.optim.Optimizer,
+    measurement: Measurement,
+) -> Trial | None:
+    name = type(optimizer).__name__
+    if not measurement.gradients or measurement.fault is not None:
+        return None
+    if not held_by(optimizer, measurement.gradients):
+        measurement.notes.append(f"no trial step was taken: {name} holds no parameter of the model")
+        return None
+    with preserved(model):
+        if not model.training:
+            model.train()
+        trial = try_step(model, step, optimizer, measurement.gradients)
+    if trial is None:
+        measurement.notes.append(f"no trial step was taken: {name} cannot be copied")
+    return trial
 
 
 def _attribution(model: nn.Module, step: TrainingStep) -> tuple[Attribution | None, list[str]]:

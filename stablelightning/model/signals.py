@@ -1,7 +1,6 @@
 """Measuring a model: one training step, watched, that leaves the model as it was."""
 
 import math
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
-from stablelightning.errors import DataError
+from stablelightning.errors import DataError, ModelError
 from stablelightning.functional.signals import log_slope
 from stablelightning.model.attribution import Attribution, Branch, LayerRole
 from stablelightning.model.first_fault import FirstFault, first_fault
@@ -185,6 +184,7 @@ def measure(
 
     Raises:
         DataError: the batch does not fit the forward or the loss.
+        ModelError: the backward pass cannot run.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -192,20 +192,23 @@ def measure(
         >>> [layer.name for layer in measure(net, step).layers]
         ['0', '2']
     """
-    names = {module: name for name, module in model.named_modules()}
-    roles = _roles(model, attribution)
-    watch = StepWatch(roles, names, examples=_examples(step.inputs), lossy_dtype=lossy_dtype)
+    names = {
+        module: name
+        for name, module in model.named_modules()
+        if not isinstance(module, torch.jit.ScriptModule)  # takes no hooks
+    }
+    roles = _roles(model, names, attribution)
+    watch = StepWatch(roles, names, examples=step.examples, lossy_dtype=lossy_dtype)
     statistics = {module: weight_statistics(module, "") for module in roles}
     silent = _wake_silent_heads(roles)
     gradients: dict[nn.Parameter, Tensor] = {}
     try:
-        with ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(watch)
+        with watch:
             loss = step.run()
             watch.ends_with(loss)
-            parameters = [p for p in model.parameters() if p.requires_grad]
-            if loss.requires_grad and bool(torch.isfinite(loss)):
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        if loss.requires_grad and bool(torch.isfinite(loss)):
+            with watch.recomputing():
                 gradients = _gradients(loss, parameters, watch)
     except DataError:
         # A norm that refuses one row stops the forward; what was seen until then says why.
@@ -225,14 +228,18 @@ def measure(
     return measurement
 
 
-def _roles(model: nn.Module, attribution: Attribution | None) -> dict[nn.Module, LayerRole | None]:
+def _roles(
+    model: nn.Module, names: dict[nn.Module, str], attribution: Attribution | None
+) -> dict[nn.Module, LayerRole | None]:
     """Every layer with weights, with its role where the watched forward came by."""
     roles: dict[nn.Module, LayerRole | None] = {}
     for role in [] if attribution is None else attribution.layers:
+        if role.module not in names:
+            continue
         own = any(True for _ in role.module.parameters(recurse=False))
         if role.module is not model and own:
             roles.setdefault(role.module, role)
-    for module in model.modules():
+    for module in names:
         if is_weight_layer(module) or isinstance(module, nn.MultiheadAttention | nn.Embedding):
             roles.setdefault(module, None)
     return {module: role for module, role in roles.items() if _mixes(module)}
@@ -243,11 +250,6 @@ def _mixes(module: nn.Module) -> bool:
     if isinstance(module, nn.Linear | _ConvNd | nn.MultiheadAttention):
         return True
     return any(sum(size > 1 for size in p.shape) > 1 for p in module.parameters())
-
-
-def _examples(inputs: Any) -> int:
-    sizes = [len(t) for t in tree_leaves(inputs) if isinstance(t, Tensor) and t.ndim > 0]
-    return sizes[0] if sizes else 1
 
 
 def _input_signals(inputs: Any, examples: int) -> list[TensorSignal]:
@@ -282,12 +284,31 @@ def _gradients(
 ) -> dict[nn.Parameter, Tensor]:
     half = any(layer.dtype is torch.float16 for layer in watch.layers.values())
     watch.scale = _HALF_PRECISION_SCALE if half else 1.0
-    found = torch.autograd.grad(loss * watch.scale, parameters, allow_unused=True)
+    try:
+        found = _differentiated(loss * watch.scale, parameters)
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"the backward pass of a model must run, and it raised: {reason} "
+            "torch.autograd.set_detect_anomaly(True) names the operation of the forward."
+        ) from error
     return {
         p: g if watch.scale == 1.0 else g / watch.scale
         for p, g in zip(parameters, found, strict=True)
         if g is not None
     }
+
+
+def _differentiated(loss: Tensor, parameters: list[nn.Parameter]) -> list[Tensor | None]:
+    try:
+        return list(torch.autograd.grad(loss, parameters, allow_unused=True))
+    except RuntimeError as error:
+        if "Checkpointing" not in str(error):
+            raise
+    for parameter in parameters:  # reentrant checkpoints know only backward()
+        parameter.grad = None
+    loss.backward()
+    return [parameter.grad for parameter in parameters]
 
 
 def _read(
@@ -341,8 +362,8 @@ def _layer(
     if watched.gradient_squares:
         norm = _or_infinite(torch.stack(watched.gradient_squares).norm())
     own = [gradients[p] for p in watched.module.parameters() if p in gradients]
-    sizes = [torch.linalg.vector_norm(p.detach().float()) for p in watched.module.parameters()]
-    moves = [torch.linalg.vector_norm(_dense(g).float()) for g in own]
+    sizes = [torch.linalg.vector_norm(_real(p)) for p in watched.module.parameters()]
+    moves = [torch.linalg.vector_norm(_real(g)) for g in own]
     return MeasuredLayer(
         name=watched.name,
         module=watched.module,
@@ -361,8 +382,11 @@ def _layer(
     )
 
 
-def _dense(gradient: Tensor) -> Tensor:
-    return gradient.coalesce().values() if gradient.is_sparse else gradient
+def _real(values: Tensor) -> Tensor:
+    """Dense real single-precision values of the same norm."""
+    values = values.detach()
+    values = values.coalesce().values() if values.is_sparse else values
+    return (torch.view_as_real(values) if values.is_complex() else values).float()
 
 
 def _or_infinite(norm: Tensor) -> float:
@@ -379,7 +403,7 @@ def _all_finite(measurement: Measurement) -> bool:
 
 def _parameters_are_finite(model: nn.Module) -> bool:
     """Also of norms, where a ReLU may hide an infinity from everything that follows."""
-    norms = [torch.linalg.vector_norm(p.detach().float()) for p in model.parameters()]
+    norms = [torch.linalg.vector_norm(_real(p)) for p in model.parameters()]
     return bool(torch.isfinite(torch.stack(norms)).all())
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from stablelightning.errors import DataError, ModelError
+from stablelightning.errors import DataError, ModelError, StableLightningError
 from stablelightning.model.inputs import arguments_of
 from stablelightning.model.summarize import select_output
 from stablelightning.model.task import TASKS
@@ -60,6 +60,9 @@ class TrainingStep:
         self.notes: list[str] = []
         self.own = loss is None and _has_own_step(model, self.notes)
         self.inputs, self.target = split_batch(model, self.batch)
+        self.examples = _examples(self.inputs)
+        if self.examples == 0:
+            raise DataError("a batch must have rows, got none; pass a batch of the training data.")
         self.rule = "the module's own training_step" if self.own else "the loss that was given"
         self.output: Any = None
         self._projections: list[Tensor] = []
@@ -68,19 +71,28 @@ class TrainingStep:
         """Run the forward and return the loss, a scalar in autograd's graph.
 
         Raises:
-            DataError: the batch does not fit the forward, or the loss.
+            DataError: the batch does not fit the forward, or the loss; or the module's own step
+                needs a trainer, and there is no forward to take its place.
         """
-        if self.own:
-            try:
-                return self._own_step()
-            except (TypeError, RuntimeError, AttributeError, ValueError, KeyError) as error:
-                # A step that talks to its trainer cannot run without one; its forward can.
-                reason = _first_line(error)
-                self.notes.append(
-                    f"training_step could not run without a trainer ({reason}); the forward and a "
-                    "default loss were used instead"
-                )
-                self.own = False
+        if not self.own:
+            return self._plain_step()
+        try:
+            return self._own_step()
+        except StableLightningError as error:  # of ours: it says enough
+            reason = str(error).rstrip(".")
+        except Exception as error:  # whatever a step does without its trainer
+            reason = _first_line(error)
+        # A step that talks to its trainer cannot run without one; its forward can.
+        if not _has_forward(self.model):
+            raise DataError(
+                f"training_step of {type(self.model).__name__} must run on this batch without a "
+                f"trainer, and did not ({reason}); pass loss= and give the module a forward."
+            )
+        self.notes.append(
+            f"training_step could not run without a trainer ({reason}); the forward and a default "
+            "loss were used instead"
+        )
+        self.own = False
         return self._plain_step()
 
     def forward(self) -> Any:
@@ -88,7 +100,9 @@ class TrainingStep:
         args, kwargs = arguments_of(self.inputs)
         try:
             return self.model(*args, **kwargs)
-        except (TypeError, RuntimeError, ValueError, IndexError) as error:
+        except StableLightningError:
+            raise
+        except Exception as error:
             raise DataError(
                 f"the batch must fit the forward of {type(self.model).__name__}, which raised "
                 f"{type(error).__name__}: {_first_line(error)}; pass (inputs, target) as the "
@@ -117,15 +131,33 @@ class TrainingStep:
 
     def _plain_step(self) -> Tensor:
         self.output = self.forward()
+        try:
+            found = self._loss_of_output()
+        except StableLightningError:
+            raise
+        except Exception as error:
+            raise DataError(
+                "the loss must fit the output and the target of the batch, and raised "
+                f"{type(error).__name__}: {_first_line(error)}; check the shape, the type and the "
+                "range of the target."
+            ) from error
+        if not isinstance(found, Tensor) or found.numel() == 0:
+            raise DataError(
+                f"a loss must be a tensor, a scalar, got {type(found).__name__}; compute it from "
+                "the output with torch."
+            )
+        found = found.mean()
+        asked = any(p.requires_grad for p in self.model.parameters())
+        if asked and torch.is_grad_enabled() and not found.requires_grad:
+            raise DataError(
+                "a loss must depend on the model's parameters, and no gradient flows from this one "
+                "to them; leave out .detach(), .item() and torch.no_grad()."
+            )
+        return found
+
+    def _loss_of_output(self) -> Any:
         if self.loss is not None:
-            try:
-                found = self.loss(self.output, self.target)
-            except (TypeError, RuntimeError, ValueError, IndexError) as error:
-                raise DataError(
-                    "the loss must fit the output and the target of the batch, and raised "
-                    f"{type(error).__name__}: {_first_line(error)}; pass loss=None for a default."
-                ) from error
-            return found.mean() if isinstance(found, Tensor) else torch.as_tensor(found)
+            return self.loss(self.output, self.target)
         losses = _losses_among(self.output)
         if losses:
             self.rule = "the sum of the losses that the model returned"
@@ -244,6 +276,17 @@ def _accepted(function: Callable[..., Any], values: tuple[Any, ...]) -> tuple[An
     return values[: sum(kind in positional for kind in kinds)]
 
 
+def _has_forward(model: nn.Module) -> bool:
+    """Whether the class defines a forward; nn.Module's and Lightning's only say that it should."""
+    home = getattr(type(model).forward, "__module__", "")
+    return not home.startswith(("lightning.", "pytorch_lightning.", "torch.nn.modules.module"))
+
+
+def _examples(inputs: Any) -> int:
+    sizes = [len(t) for t in tree_leaves(inputs) if isinstance(t, Tensor) and t.ndim > 0]
+    return sizes[0] if sizes else 1
+
+
 def _losses_among(output: Any) -> list[Tensor]:
     """Losses that a model computes by itself, as torchvision's detection models do in training."""
     if not isinstance(output, Mapping) or not output:
@@ -259,10 +302,14 @@ def _moved(batch: Any, device: torch.device) -> Any:
             "a model on the meta device has no numbers to diagnose; move it to a real device with "
             ".to_empty(device=...) and initialize it first."
         )
-    return tree_map(
-        lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf,
-        dict(batch) if isinstance(batch, Mapping) else batch,
-    )
+    if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves(batch)):
+        raise DataError("a batch must hold numbers, got tensors on the meta device.")
+
+    def move(leaf: Any) -> Any:
+        # Tensors made in inference mode cannot take part in a backward pass.
+        return leaf.to(device, copy=leaf.is_inference()) if isinstance(leaf, Tensor) else leaf
+
+    return tree_map(move, dict(batch) if isinstance(batch, Mapping) else batch)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,8 @@
 """Watching one training step: hooks on layers, norms, dropout, and the functions between."""
 
 from collections import ChainMap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +58,7 @@ class Watched:
     calls: int = 0
     reads: set[int] = field(default_factory=set)
     gates: bool = False
+    in_graph: bool = False
     dtype: torch.dtype = torch.float32
     gradient_squares: list[Tensor] = field(default_factory=list)
     gradient_lost: list[Tensor] = field(default_factory=list)
@@ -153,6 +155,25 @@ class StepWatch(TorchFunctionMode):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    @contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """Watch the backward pass, in which checkpointed layers run again, now in a graph."""
+        dark = [layer for layer in self.layers.values() if not layer.in_graph]
+        handles = [x.module.register_forward_hook(self._layer_again(x)) for x in dark]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _layer_again(self, layer: Watched) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            made = first_tensor(output)
+            if made is not None and made.requires_grad:
+                made.register_hook(self._gradient_hook(layer))
+
+        return hook
 
     def forget_graph(self) -> None:
         """Let go of every node of the graph, and with it of the memory that it holds."""
@@ -276,6 +297,7 @@ class StepWatch(TorchFunctionMode):
         else:
             self.followed = False
         if made.requires_grad:
+            layer.in_graph = True
             made.register_hook(self._gradient_hook(layer))
 
     def _gradient_hook(self, layer: Watched) -> Callable[[Tensor], None]:

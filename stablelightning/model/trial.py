@@ -53,7 +53,7 @@ def try_step(
         gradients: of those parameters.
 
     Returns:
-        ``None`` if the optimizer cannot be copied, or holds none of these parameters.
+        ``None`` if the optimizer cannot be copied.
 
     Example:
         >>> net = nn.Linear(1, 1, bias=False)
@@ -64,9 +64,9 @@ def try_step(
         >>> trial.loss_before, trial.loss_after, trial.promised
         (1.0, 0.25, 1.0)
     """
-    known = [p for group in optimizer.param_groups for p in group["params"] if p in gradients]
+    known = held_by(optimizer, gradients)
     clone = copied(optimizer)
-    if not known or clone is None:
+    if clone is None:
         return None
     with torch.no_grad():
         before, output = _evaluate(step)
@@ -87,6 +87,19 @@ def try_step(
         promised=-float(torch.stack(products).sum()),
         moved=_relative_move(output, output_after),
     )
+
+
+def held_by(
+    optimizer: torch.optim.Optimizer, gradients: Mapping[nn.Parameter, Tensor]
+) -> list[nn.Parameter]:
+    """Those of the optimizer's parameters that have a gradient here.
+
+    Example:
+        >>> sgd = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+        >>> held_by(sgd, {nn.Parameter(torch.zeros(1)): torch.zeros(1)})
+        []
+    """
+    return [p for group in optimizer.param_groups for p in group["params"] if p in gradients]
 
 
 def copied(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:

@@ -87,23 +87,27 @@ def weight_statistics(module: nn.Module, kind: str) -> WeightStatistics | None:
 
 def _weights_of(module: nn.Module) -> list[Tensor]:
     direct = getattr(module, "weight", None)  # a property, where it is parametrized
-    if isinstance(direct, Tensor) and direct.ndim >= 2 and not is_lazy(direct):
+    if isinstance(direct, Tensor) and _is_matrix(direct):
         return [direct.detach()]
     found = [
         p.detach()
         for name, p in module.named_parameters(recurse=False)
-        if p is not None and p.ndim >= 2 and not is_lazy(p) and "bias" not in name
+        if _is_matrix(p) and "bias" not in name
     ]
     if isinstance(module, nn.MultiheadAttention):
         found.append(module.out_proj.weight.detach())
     return found
 
 
+def _is_matrix(weight: Tensor) -> bool:
+    return not is_lazy(weight) and weight.ndim >= 2 and weight.is_floating_point()
+
+
 def _biases_of(module: nn.Module) -> list[Tensor]:
     return [
         at_least_single(p.detach().flatten())
         for name, p in module.named_parameters(recurse=False)
-        if "bias" in name and p.ndim == 1 and p.numel() > 0 and not is_lazy(p)
+        if "bias" in name and p.ndim == 1 and p.numel() > 0 and p.is_floating_point()
     ]
 
 

@@ -15,6 +15,8 @@ EXPLODED = 1000.0
 #: Where the profile is said to break.
 BREAKS = 10.0
 
+#: Two rows may be alike by chance.
+FEWEST_EXAMPLES = 4
 #: Cosine between different inputs from which 1% of the length of a vector tells them apart ...
 COLLAPSED = 0.99
 #: ... and from which 1% of 1% does: the next layers will not find that again.
@@ -23,6 +25,8 @@ LOST = 0.9999
 
 def collapsed_signal(examination: Examination) -> Iterator[Finding]:
     """Different inputs end up at the same output: the first layer at which they do."""
+    if examination.measurement.examples < FEWEST_EXAMPLES:
+        return
     given = [s.cosine for s in examination.measurement.inputs if math.isfinite(s.cosine)]
     if given and max(given) > COLLAPSED:
         return  # they come in alike; that is said of the input

@@ -17,6 +17,8 @@ SMALL_INPUT = 0.02
 OFFSET = 0.9
 #: Features whose scales differ so much leave the small ones unread for thousands of steps.
 UNLIKE_FEATURES = 100.0
+#: Means of so few rows are as large as their spread by chance.
+FEWEST_EXAMPLES = 8
 #: Rows more alike than this are the same row.
 SAME_ROWS = 0.99999
 
@@ -36,7 +38,7 @@ def input_not_standardised(examination: Examination) -> Iterator[Finding]:
                 "mask of ones looks like this.",
             )
             continue
-        problem = _problem(signal)
+        problem = _problem(signal, examination.measurement.examples)
         if problem is None:
             continue
         severe = signal.rms > HUGE_INPUT and not softened
@@ -78,14 +80,14 @@ def _is_constant(signal: TensorSignal, examples: int) -> bool:
     return signal.quiet == 1.0 or signal.cosine > SAME_ROWS or signal.rms == 0
 
 
-def _problem(signal: TensorSignal) -> str | None:
+def _problem(signal: TensorSignal, examples: int) -> str | None:
     if not signal.finite:
         return None
     if signal.rms > LARGE_INPUT:
         return f"the input has rms {signal.rms:.3g} (mean {signal.mean:.3g}, std {signal.std:.3g})."
     if 0 < signal.rms < SMALL_INPUT:
         return f"the input has rms {signal.rms:.2g}: the biases outweigh it."
-    if signal.mean_share > OFFSET:
+    if signal.mean_share > OFFSET and examples >= FEWEST_EXAMPLES:
         return (
             f"the input has mean {signal.mean:.3g} and std {signal.std:.3g}: "
             f"{signal.mean_share:.0%} of its power is a constant offset."

@@ -7,6 +7,7 @@ from torch import nn
 
 from stablelightning.model.diagnosis import Finding
 from stablelightning.model.findings.examination import Examination
+from stablelightning.model.findings.structure import PLAIN_DEPTH
 
 #: Momentum m remembers 1 / (1 - m) steps. Beyond a few hundred the direction of a step is older
 #: than what it should correct; at 10 000 it overshoots for longer than most trainings last.
@@ -20,6 +21,11 @@ PROMISED_TOO_MUCH = 1.0
 #: past the valley.
 KEPT_TOO_LITTLE = 0.1
 STILL_THERE = 0.5
+#: In deep plain networks the changes of all layers multiply, and the curvature grows while they
+#: train: there a first step past the valley is a warning already. (On a parabola a step right to
+#: the valley keeps half of its promise.)
+DEEP_PROMISED = 2.5
+DEEP_KEPT = 1 / 3
 #: A loss that one step has raised by so much, on its own batch, has been thrown out.
 RAISED = 1.5
 #: Behind norms a step that is too long also lengthens the weights, which shortens the steps that
@@ -44,8 +50,11 @@ def learning_rate_too_high(examination: Examination) -> Iterator[Finding]:
         and kept < KEPT_TOO_LITTLE
         and after > STILL_THERE * trial.loss_before
     )
+    deep = (
+        not normalised and _is_deep(examination) and promised > DEEP_PROMISED and kept < DEEP_KEPT
+    )
     raised = after > (RAISED_BEHIND_NORMS if normalised else RAISED) * trial.loss_before
-    if not (overshot or raised):
+    if not (overshot or deep or raised):
         return
     factor = max(promised, 2.0)  # the rate at which the promise is the loss itself
     yield Finding(
@@ -66,6 +75,11 @@ def learning_rate_too_high(examination: Examination) -> Iterator[Finding]:
         f"lower the rate to about {trial.learning_rate / factor:.1g}, or warm it up from there; "
         "deeper networks need smaller steps, since the changes of all layers multiply.",
     )
+
+
+def _is_deep(examination: Examination) -> bool:
+    attribution = examination.measurement.attribution
+    return attribution is not None and attribution.plain_depth > PLAIN_DEPTH
 
 
 def _share_normalised(examination: Examination) -> float:
