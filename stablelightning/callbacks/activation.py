@@ -1,6 +1,5 @@
 """An activation chosen by measurement, before training, around any LightningModule."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -14,20 +13,15 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from stablelightning.callbacks.agreement import anyones_failure
 from stablelightning.callbacks.base import StableCallback
-from stablelightning.callbacks.batches import inputs_and_target
-from stablelightning.callbacks.contestant import LightningContestant, copy_of, unlogged
+from stablelightning.callbacks.candidates import Candidates
 from stablelightning.callbacks.race_data import race_data
 from stablelightning.callbacks.resume import checkpoint_to_load
 from stablelightning.callbacks.steps import replace_method
 from stablelightning.errors import (
-    DataError,
-    ModelError,
     RecipeError,
     StableLightningWarning,
 )
-from stablelightning.model.activation import swap_activations
-from stablelightning.model.activation_names import activation_choice, activation_name
-from stablelightning.model.activation_places import Place, find_places
+from stablelightning.model.activation_names import activation_choice
 from stablelightning.model.activation_ranking import COLUMNS, ActivationRanking
 from stablelightning.model.activation_selection import (
     CANDIDATES,
@@ -36,9 +30,7 @@ from stablelightning.model.activation_selection import (
     select_activation,
 )
 from stablelightning.model.cures import CHECKPOINT_KEY, recorded_treatments, repeat_treatments
-from stablelightning.model.cures.treatment import record_treatment
 from stablelightning.model.generators import undisturbed_generators
-from stablelightning.model.initialize import initialize
 from stablelightning.report.activation import race_figure
 from stablelightning.report.wandb import log_figure, log_table
 
@@ -59,8 +51,8 @@ class SelectActivation(StableCallback):
     unless another is better by more than the noise between seeds.
 
     The winner is swapped into the module; weights, flags, loaders and random number generators are
-    as they were. Put :class:`~stablelightning.callbacks.initialize.InitializeWeights` behind this
-    callback, so that the weights follow the choice. With a single candidate nothing is measured:
+    as they were. :class:`~stablelightning.callbacks.initialize.InitializeWeights`, before or behind
+    this callback, lets the weights follow the choice. With a single candidate nothing is measured:
     it is swapped in.
 
     The choice is part of the model from then on: it is kept in checkpoints, and a run that goes on
@@ -218,22 +210,22 @@ class SelectActivation(StableCallback):
         with undisturbed_generators(), _loop_left_alone(trainer):
             try:
                 data = race_data(trainer, pl_module, self.steps if self._races else 1)
-                places = _hidden(pl_module, data.batches[0])
-                build = self._builder(trainer, pl_module, places, data.batches[0])
+                candidates = Candidates(trainer, pl_module, data.batches[0])
                 if self._races:  # what stands against any race is said at once
-                    build(_name_of(places))
+                    candidates.build(candidates.incumbent)
             except Exception as error:  # a user's configure_optimizers may raise anything
                 failure = error
             failure = anyones_failure(trainer, failure)
             if failure is not None:
                 return self._give_up(failure)
             if self._races:
-                ranking = self._race(trainer, build, _name_of(places), data)
+                ranking = self._race(trainer, candidates, data)
                 chosen = ranking.chosen
                 self.evidence, self._untold = ranking.to_dict(), True
                 rank_zero_info(f"Activations, measured:\n{ranking}")
-            if any(_name_of([p]) != chosen for p in places) and chosen != self._kept(places):
-                self._swap(pl_module, chosen, [place.path for place in places])
+            if chosen != candidates.incumbent or (candidates.mixed and not self._races):
+                torch.manual_seed(self.seed)  # maxout draws, on every process the same
+                rank_zero_info(f"Activations, swapped:\n{candidates.swap(chosen)}")
         self.chosen = chosen
         vars(pl_module)[_MARK] = True
 
@@ -241,45 +233,14 @@ class SelectActivation(StableCallback):
     def _races(self) -> bool:
         return len(_choices(self.candidates)) > 1
 
-    def _kept(self, places: list[Place]) -> str | None:
-        """What the incumbent's name stands for in a race: the model as it is, were it mixed."""
-        return _name_of(places) if self._races else None
-
-    def _swap(self, pl_module: L.LightningModule, chosen: str, paths: list[str]) -> None:
-        torch.manual_seed(self.seed)  # maxout draws, on every process the same
-        report = swap_activations(pl_module, chosen, only=paths)
-        rank_zero_info(f"Activations, swapped:\n{report}")
-        plan = {"activation": chosen, "only": paths}
-        record_treatment(pl_module, "swap-activation", plan)
-
     def _give_up(self, failure: Exception) -> None:
         if self.required:
             raise failure
         message = f"SelectActivation leaves the model as it is: {failure}"
         rank_zero_warn(message, category=StableLightningWarning)
 
-    def _builder(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, places: list[Place], batch: Any
-    ) -> Callable[[str], LightningContestant]:
-        paths, incumbent = [place.path for place in places], _name_of(places)
-        inputs, scheme = _inputs(pl_module, batch), _scheme(trainer)
-
-        def build(name: str) -> LightningContestant:
-            module = copy_of(pl_module, trainer)
-            if name != incumbent:
-                swap_activations(module, name, only=paths)
-            with unlogged(trainer):
-                initialize(module, inputs, scheme=scheme)
-            return LightningContestant(module, trainer)
-
-        return build
-
     def _race(
-        self,
-        trainer: L.Trainer,
-        build: Callable[[str], LightningContestant],
-        incumbent: str,
-        data: RaceData,
+        self, trainer: L.Trainer, candidates: Candidates, data: RaceData
     ) -> ActivationRanking:
         short = bool(getattr(trainer, "fast_dev_run", 0))
         settings = RaceSettings(
@@ -288,46 +249,10 @@ class SelectActivation(StableCallback):
             finalists=self.finalists,
             seed=self.seed,
         )
-        names = [incumbent, *(n for n in _choices(self.candidates) if n != incumbent)]
+        first = candidates.incumbent
+        names = [first, *(name for name in _choices(self.candidates) if name != first)]
         agree = trainer.strategy.broadcast
-        return select_activation(build, names, data, settings, agree=agree)
-
-
-def _hidden(pl_module: L.LightningModule, batch: Any) -> list[Place]:
-    try:
-        places = find_places(pl_module, _inputs(pl_module, batch))
-    except (DataError, RuntimeError, TypeError, ValueError, NotImplementedError):
-        places = find_places(pl_module)  # a forward that wants something else: structure tells
-    hidden = [place for place in places if place.role == "hidden"]
-    if not hidden:
-        raise ModelError(
-            f"there must be a hidden activation to swap, and {type(pl_module).__name__} has none; "
-            "make modules of those that its forward calls as functions."
-        )
-    return hidden
-
-
-def _inputs(pl_module: L.LightningModule, batch: Any) -> Any:
-    try:
-        return inputs_and_target(pl_module, batch)[0]
-    except DataError:
-        return batch
-
-
-def _scheme(trainer: L.Trainer) -> Any:
-    """The rules by which the weights will be drawn: those of the callback that draws them."""
-    callbacks: list[Any] = getattr(trainer, "callbacks", [])
-    drawn = (c.scheme for c in callbacks if type(c).__name__ == "InitializeWeights")
-    return next(drawn, "auto")
-
-
-def _name_of(places: list[Place]) -> str:
-    """The activation that most of the places have."""
-    names = (
-        activation_name(p.module) if p.module is not None else getattr(p.function, "__name__", "")
-        for p in places
-    )
-    return Counter(names).most_common(1)[0][0]
+        return select_activation(candidates.build, names, data, settings, agree=agree)
 
 
 def _choices(candidates: Sequence[str] | None) -> list[str]:

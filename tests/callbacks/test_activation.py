@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from stablelightning.callbacks import activation as room
 from stablelightning.callbacks.activation import SelectActivation
+from stablelightning.callbacks.initialize import InitializeWeights
 from stablelightning.errors import ModelError, RecipeError, StableLightningWarning
 from stablelightning.module import StableModule
 from tests.callbacks.modules import CLASSES, FEATURES, Plain, data, loader, quiet_trainer
@@ -130,6 +131,54 @@ def test_a_second_fit_does_not_race_again(monkeypatch):
     trainer.fit_loop.max_epochs = 2
     trainer.fit(model, loader())
     assert select.chosen == chosen
+
+
+class Wide(Plain):
+    def __init__(self):
+        super().__init__()
+        width = 128
+        self.net = nn.Sequential(
+            *(nn.Linear(FEATURES, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()),
+            nn.Linear(width, CLASSES),
+        )
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["weights-first", "choice-first"])
+@pytest.mark.parametrize(("name", "gain"), [("selu", 1.0), ("relu", 2**0.5), ("maxout", 1.0)])
+def test_weights_follow_the_choice_in_either_order(first, name, gain):
+    model, watch = Wide(), Watch()
+    both = [InitializeWeights(), SelectActivation([name])]
+    quiet_trainer(*(both if first else reversed(both)), watch, max_epochs=1).fit(model, loader())
+    key = "net.2.layer.weight" if name == "maxout" else "net.2.weight"
+    assert watch.weights[key].std() * 128**0.5 == pytest.approx(gain, rel=0.03)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["weights-first", "choice-first"])
+def test_every_candidate_races_with_weights_of_its_own(first, monkeypatch):
+    scales = {}
+    usual = room.select_activation
+
+    def look(build, names, *args, **kwargs):
+        for name in names:
+            weight = build(name).module.net[2].weight
+            scales[name] = float(weight.std() * 128**0.5)
+        return usual(build, names, *args, **kwargs)
+
+    monkeypatch.setattr(room, "select_activation", look)
+    both = [InitializeWeights(), SelectActivation(["selu", "leaky_relu(0.5)"], **QUICK)]
+    quiet_trainer(*(both if first else reversed(both)), max_epochs=1).fit(Wide(), loader())
+    expected = {"relu": 2**0.5, "selu": 1.0, "leaky_relu(0.5)": (2 / 1.25) ** 0.5}
+    assert scales == pytest.approx(expected, rel=0.03)
+
+
+def test_loaded_weights_race_as_they_are():
+    model = Wide()
+    nn.init.normal_(model.net[2].weight, std=0.01)
+    before = copy.deepcopy(model.state_dict())
+    watch = Watch()
+    select = SelectActivation(["selu", "elu"], **QUICK)
+    quiet_trainer(select, watch, max_epochs=1).fit(model, loader())
+    assert same(watch.weights, before)
 
 
 class MadeLater(Plain):
