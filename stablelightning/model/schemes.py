@@ -161,7 +161,7 @@ DEEP = 20
 #: The same where the function is far from centred (sigmoid): the mean drowns the signal sooner.
 _DEEP_UNCENTRED = 5
 #: Share of the mean square that the mean makes up.
-_UNCENTRED = 0.9
+_UNCENTRED = 0.8
 
 
 def deep_stacks(depth: int, functions: list[Properties]) -> bool:
