@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from stablelightning.callbacks.monitor import MonitorSignals
 from stablelightning.optional import require
 from stablelightning.report import plots
+from stablelightning.report.monitor import gradient_heat_map
 from stablelightning.report.summary import (
     build_summary,
     most_uncertain_rows,
@@ -73,9 +75,20 @@ def leave_results(
             plots.save_figure(figure, folder / "plots" / f"{name}.png")
             log_figure(trainer.loggers, f"uncertainty/{name}", figure)
         _log_examples(trainer, rows)
+    for figure in _monitored(trainer):
+        plots.save_figure(figure, folder / "plots" / "gradient_norm.png")
     print()
     print_summary(summary, title=folder.name)
     print(f"Results: {folder}", flush=True)
+
+
+def _monitored(trainer: L.Trainer) -> Iterator["Figure"]:
+    """The gradients of a monitored run; the callback itself has logged the picture."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, MonitorSignals):
+            norms = callback.history.table("grad_norm")
+            if (norms > 0).any():
+                yield gradient_heat_map(callback.history.steps, callback.history.layers, norms)
 
 
 def with_dataset_rows(rows: Rows, data: Any) -> Rows:
