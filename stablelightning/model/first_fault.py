@@ -1,5 +1,7 @@
 """Which operation of a forward is the first to make a number that is not finite."""
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch.nn.modules.module import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from stablelightning.model.graph import Node
 from stablelightning.model.operations import operation_name
 from stablelightning.model.step import TrainingStep
 
@@ -31,8 +34,8 @@ class FirstFault:
 
     Args:
         module: dotted name of the innermost module that ran the operation.
-        operation: name of the operation; ``"input"`` or ``"parameter"`` where the number was there
-            before.
+        operation: name of the operation, ``"backward of ..."`` where its gradient is at fault;
+            ``"input"`` or ``"parameter"`` where the number was there before.
         name: of the parameter or buffer, if it is one.
         infinite: whether it is an infinity and not NaN.
     """
@@ -81,6 +84,69 @@ def first_fault(model: nn.Module, step: TrainingStep) -> FirstFault | None:
         for handle in handles:
             handle.remove()
     return search.found
+
+
+def first_backward_fault(model: nn.Module, step: TrainingStep) -> FirstFault | None:
+    """Run the step once more, and find the operation that first makes a gradient not finite.
+
+    Args:
+        model: a model whose forward is finite; flags and generators are the caller's to restore.
+        step: its training step.
+
+    Returns:
+        ``None`` if every gradient is finite this time.
+
+    Example:
+        >>> net = nn.Linear(2, 2, bias=False)
+        >>> step = TrainingStep(net, torch.zeros(3, 2), lambda output, target: output.sqrt().sum())
+        >>> first_backward_fault(net, step)
+        FirstFault(module='', operation='backward of sqrt', name='', infinite=True)
+    """
+    names = {module: name for name, module in model.named_modules()}
+    owners: dict[Node, str] = {}
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        if module in names:  # modules inside have left already, and taken theirs
+            stops = {t.grad_fn for t in tree_leaves(args) if isinstance(t, Tensor)}
+            owners.update(dict.fromkeys(_nodes(output, {*owners, *stops}), names[module]))
+
+    handle = register_module_forward_hook(leave)
+    try:
+        loss = step.run()
+    finally:
+        handle.remove()
+    found: list[FirstFault] = []
+    for node in _nodes(loss, set()):
+        node.register_hook(_gradient_check(node, owners.get(node, ""), found))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    torch.autograd.grad(loss, parameters, allow_unused=True)
+    return found[0] if found else None
+
+
+def _nodes(tree: Any, stops: set[Node]) -> list[Node]:
+    """The nodes of autograd's graph behind some tensors, up to those that stop the walk."""
+    ends = [t.grad_fn for t in tree_leaves(tree) if isinstance(t, Tensor)]
+    pending = [n for n in dict.fromkeys(ends) if n is not None and n not in stops]
+    seen = set(pending)
+    for node in pending:  # grows while it is read
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen and following not in stops:
+                seen.add(following)
+                pending.append(following)
+    return pending
+
+
+def _gradient_check(node: Node, module: str, found: list[FirstFault]) -> Callable[..., None]:
+    operation = re.sub(r"Backward\d*$", "", node.name().rpartition("::")[2])
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", operation).lower()
+
+    def check(given: Any, received: Any) -> None:
+        bad = [t for t in given if isinstance(t, Tensor) and _is_bad(t)]
+        if bad and not found and not any(isinstance(t, Tensor) and _is_bad(t) for t in received):
+            infinite = not bool(torch.isnan(bad[0]).any())
+            found.append(FirstFault(module, f"backward of {words}", infinite=infinite))
+
+    return check
 
 
 class _Found(BaseException):

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from stablelightning.errors import DataError, ModelError
 from stablelightning.functional.signals import log_slope
 from stablelightning.model.attribution import Attribution, Branch, LayerRole
-from stablelightning.model.first_fault import FirstFault, first_fault
+from stablelightning.model.first_fault import FirstFault, first_backward_fault, first_fault
 from stablelightning.model.layer_graph import gates_only, unavoidable
 from stablelightning.model.observe import ActivationSignal, TensorSignal, observe
 from stablelightning.model.step import TrainingStep
@@ -224,7 +224,7 @@ def measure(
     if not loss.requires_grad:
         measurement.notes.append("no parameter asks for a gradient: nothing was measured backward")
     if not (_all_finite(measurement) and _parameters_are_finite(model)):
-        measurement.fault = first_fault(model, step) or _backward_fault(measurement)
+        measurement.fault = first_fault(model, step) or first_backward_fault(model, step)
     return measurement
 
 
@@ -409,11 +409,3 @@ def _parameters_are_finite(model: nn.Module) -> bool:
 
 def _got_bad_gradient(layer: MeasuredLayer) -> bool:
     return math.isinf(layer.weight_gradient) or math.isinf(layer.gradient_norm)
-
-
-def _backward_fault(measurement: Measurement) -> FirstFault | None:
-    """The forward is finite: the first layer on the way back whose gradient is not."""
-    for layer in reversed(measurement.layers):
-        if _got_bad_gradient(layer):
-            return FirstFault(layer.name, "backward", infinite=True)
-    return None

@@ -19,15 +19,17 @@ def non_finite(examination: Examination) -> Iterator[Finding]:
         place = f"{fault.module}.{fault.name}" if fault.module else fault.name
         message = f"{place} holds {number} before the first step."
         remedy = "load or initialize it anew; a broken checkpoint looks like this."
-    elif fault.operation == "backward":
-        message = f"the forward is finite, and the gradient at {fault.module} is not."
+    elif fault.operation.startswith("backward of"):
+        message = (
+            f"the forward is finite, and the {fault.operation} in {_place(examination)} is the "
+            f"first to make {number} of a gradient."
+        )
         remedy = (
-            "look for square roots, norms and logarithms at zero behind it; "
-            "torch.autograd.detect_anomaly() names the operation."
+            "square roots, norms and logarithms have no slope at zero: add a small number inside, "
+            "or keep zero out of them."
         )
     else:
-        place = fault.module or type(examination.model).__name__
-        message = f"the first {number} is made by {fault.operation} in {place}."
+        message = f"the first {number} is made by {fault.operation} in {_place(examination)}."
         remedy = (
             "look at the range of its input: logarithms and divisions need an epsilon, "
             "exponentials a bound, and half precision overflows at 65504."
@@ -43,3 +45,8 @@ def non_finite(examination: Examination) -> Iterator[Finding]:
         "initialize" if fault.operation == "parameter" else None,
         modules=modules,
     )
+
+
+def _place(examination: Examination) -> str:
+    fault = examination.measurement.fault
+    return (fault.module if fault else "") or type(examination.model).__name__
