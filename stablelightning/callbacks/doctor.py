@@ -2,13 +2,15 @@
 
 import logging
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from stablelightning.callbacks.agreement import anyones_failure
 from stablelightning.callbacks.base import StableCallback
 from stablelightning.callbacks.first_batches import first_batches, joined
 from stablelightning.callbacks.resume import checkpoint_to_load
@@ -44,8 +46,9 @@ _NAMED = 3  # findings in a warning; the page has them all
 class ConsultDoctor(StableCallback):
     """Diagnose the model before the first step of ``fit``, and cure it if that is asked for.
 
-    In ``setup``, before there is an optimizer: :func:`stablelightning.diagnose` on the first
-    batches of the training data, one training step's worth of work that leaves no trace. With
+    Once the module has made its layers (``setup``, ``configure_model``) and before there is an
+    optimizer: :func:`stablelightning.diagnose` on the first batches of the training data, at most
+    three training steps' worth of work that leaves no trace. With
     ``apply``, the mechanical cures follow (initialize, skips, norms, ...), and a second diagnosis.
     What a cure adds belongs to the model from then on: the optimizer holds it, and checkpoints
     hold what was done, so that a resumed run, a test or a prediction changes the structure of a
@@ -64,8 +67,8 @@ class ConsultDoctor(StableCallback):
         apply: perform the cures; ``False`` only tells.
         batches: number of batches whose rows are looked at together, >= 1.
         strict: end the run before it starts if an error is left.
-        required: raise where a diagnosis is not possible (a model that is made later, data that
-            cannot be read); ``False`` says so in a warning, and steps aside.
+        required: raise where a diagnosis is not possible (data that cannot be read, a batch that
+            does not fit); ``False`` says so in a warning, and steps aside.
 
     Attributes:
         diagnosis: the last diagnosis, on process 0; its ``before`` is the one before the cures.
@@ -102,14 +105,15 @@ class ConsultDoctor(StableCallback):
         self.strict = strict
         self.required = required
         self.diagnosis: Diagnosis | None = None
-        self._restore_hook: Callable[[], None] | None = None
+        self._restore: list[Callable[[], None]] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Diagnose, or prepare for the checkpoint that will be loaded."""
         super().setup(trainer, pl_module, stage)
+        self._give_back()
         self._repeat_before_loading(pl_module)
         if stage == "fit" and trainer.limit_train_batches != 0 and not checkpoint_to_load(trainer):
-            self._consult(trainer, pl_module)
+            self._when_the_model_is_there(trainer, pl_module)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave the module's methods as they were."""
@@ -133,21 +137,34 @@ class ConsultDoctor(StableCallback):
 
     def _repeat_before_loading(self, pl_module: L.LightningModule) -> None:
         """Lightning asks the module first when it has read a checkpoint, and then loads weights."""
-        self._give_back()
         usual = pl_module.on_load_checkpoint
 
         def repeat_first(checkpoint: dict[str, Any]) -> None:
             repeat_treatments(pl_module, checkpoint.get(CHECKPOINT_KEY, []))
             usual(checkpoint)
 
-        self._restore_hook = replace_method(pl_module, "on_load_checkpoint", repeat_first)
+        self._restore.append(replace_method(pl_module, "on_load_checkpoint", repeat_first))
 
     def _give_back(self) -> None:
-        if self._restore_hook is not None:
-            self._restore_hook()
-            self._restore_hook = None
+        while self._restore:
+            self._restore.pop()()
 
     # ---- a diagnosis ------------------------------------------------------------------------
+
+    def _when_the_model_is_there(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Some modules make their layers in hooks that come after this one."""
+        for hook in ("configure_model", "setup"):
+            if is_overridden(hook, pl_module):
+                usual = getattr(pl_module, hook)
+
+                @wraps(usual)
+                def then(*args: Any, _usual: Any = usual, **kwargs: Any) -> None:
+                    _usual(*args, **kwargs)
+                    self._consult(trainer, pl_module)
+
+                self._restore.append(replace_method(pl_module, hook, then))
+                return
+        self._consult(trainer, pl_module)
 
     def _consult(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let process 0 examine the model, and all end up with the same one."""
@@ -161,7 +178,7 @@ class ConsultDoctor(StableCallback):
                     self.diagnosis = self._examined(pl_module, batch)
         except Exception as error:
             failure = error
-        failure = _first_failure(trainer, failure)
+        failure = anyones_failure(trainer, failure)
         if failure is not None:
             self.diagnosis = None
             if self.required or self.strict:
@@ -240,17 +257,6 @@ def _named(diagnosis: Diagnosis) -> str:
     said = [f"{f.code}{f' at {f.module}' if f.module else ''}" for f in errors[:_NAMED]]
     more = f" and {len(errors) - _NAMED} more" if len(errors) > _NAMED else ""
     return ", ".join(said) + more
-
-
-def _first_failure(trainer: L.Trainer, failure: Exception | None) -> Exception | None:
-    """This process's own failure, or that of another: all must go the same way."""
-    if trainer.world_size == 1:
-        return failure
-    told: list[Any] = [None] * trainer.world_size
-    mine = None if failure is None else str(failure) or type(failure).__name__
-    torch.distributed.all_gather_object(told, mine)
-    others = [ModelError(words) for words in told if words is not None]
-    return failure or next(iter(others), None)
 
 
 def _follow_the_first(trainer: L.Trainer, pl_module: L.LightningModule) -> None:

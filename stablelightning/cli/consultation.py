@@ -4,9 +4,12 @@ from dataclasses import replace
 
 import lightning as L
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
+from stablelightning.callbacks.activation import SelectActivation
 from stablelightning.callbacks.first_batches import first_batches, joined
+from stablelightning.callbacks.initialize import InitializeWeights
 from stablelightning.cli.doctor import Consultation
 from stablelightning.cli.quiet import quiet
 from stablelightning.cli.session import RunCLI
@@ -44,15 +47,13 @@ def consult(wanted: Consultation) -> int:
     cli = RunCLI(plan)
     cli.check_data()
     trainer, model = cli.trainer, cli.model
-    # What Trainer.fit does before it calls the first hook.
-    trainer.strategy.connect(model)
-    trainer._data_connector.attach_data(model, datamodule=cli.datamodule)
+    notes = _prepare(cli)
     batch = joined(first_batches(trainer, model, wanted.batches))
     optimizer, trouble = _optimizer(model)
     diagnosis = diagnose(model, batch, optimizer=optimizer)
     if wanted.apply and diagnosis.findings:
         diagnosis = diagnosis.apply()
-    diagnosis.notes += trouble
+    diagnosis.notes += [*notes, *trouble]
     title = f"The doctor on {plan.recipe.stem}"
     if plan.overlays:
         title += f" with {', '.join(path.stem for path in plan.overlays)}"
@@ -60,6 +61,36 @@ def consult(wanted: Consultation) -> int:
     print_diagnosis(diagnosis, title=title)
     print(f"\nThe page: {written[0]}", flush=True)
     return int(diagnosis.worst == "error")
+
+
+def _prepare(cli: RunCLI) -> list[str]:
+    """Bring the model to where training would begin, but for what would have to train for it.
+
+    Returns:
+        What was left out, in words.
+    """
+    trainer, model = cli.trainer, cli.model
+    # What Trainer.fit does before it calls the first hook.
+    trainer.state.fn = TrainerFn.FITTING
+    trainer.strategy.connect(model)
+    trainer._data_connector.attach_data(model, datamodule=cli.datamodule)
+    acting: list[L.Callback] = []
+    notes = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, InitializeWeights):
+            acting.append(callback)
+        elif isinstance(callback, SelectActivation):
+            if len(callback.candidates or ()) == 1:  # swapped in, and nothing is measured
+                acting.append(callback)
+            else:
+                notes.append("SelectActivation has made no choice: its candidates race in a run")
+    for callback in acting:
+        callback.setup(trainer, model, "fit")
+    model.setup("fit")
+    model.configure_model()
+    for callback in acting:
+        callback.teardown(trainer, model, "fit")
+    return notes
 
 
 def _optimizer(model: L.LightningModule) -> tuple[Optimizer | None, list[str]]:

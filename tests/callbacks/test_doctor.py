@@ -142,6 +142,23 @@ def test_what_cannot_be_examined_is_an_error_or_a_word():
         fitted(Odd(), ConsultDoctor(required=False))
 
 
+@pytest.mark.parametrize("hook", ["setup", "configure_model"])
+def test_a_model_that_is_made_late_is_examined_when_it_is_there(deep_findings, hook):
+    class Late(Deep):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kept, self.net = [self.net], None
+
+        def _make(self, stage: str = "") -> None:
+            self.net = self.net or self.kept.pop()
+
+    setattr(Late, hook, Late._make)
+    model, doctor = Late(), ConsultDoctor(apply=True)
+    fitted(model, doctor)
+    assert isinstance(model.net, SkippingSequential)
+    assert hook not in vars(model)
+
+
 def test_nothing_is_examined_where_nothing_is_trained():
     doctor = ConsultDoctor()
     quiet_trainer(doctor).test(Deep(), verbose=False)

@@ -49,6 +49,21 @@ def test_overlays_stack(in_process, tmp_path, capsys):
     assert "with multi_gpu" in capsys.readouterr().out
 
 
+def test_what_changes_the_model_before_training_has_acted(in_process, tmp_path):
+    """The selu overlay swaps, and a slot initializes; the doctor sees what they leave."""
+    settings = ("--stable.initialize.class_path=InitializeWeights", "--model.network.width=16")
+    in_process("doctor", "digits_deep", "--add=selu", *settings, "--out=out")
+    told = json.loads((tmp_path / "out" / "doctor.json").read_text())
+    assert {layer["activation"] for layer in told["layers"]} == {"selu", "linear"}
+    assert "vanishing-gradient" not in [finding["code"] for finding in told["findings"]]
+
+
+def test_a_race_is_not_run(in_process, tmp_path):
+    in_process("doctor", "digits", "--add=select_activation", "--out=out")
+    told = json.loads((tmp_path / "out" / "doctor.json").read_text())
+    assert any("race in a run" in note for note in told["notes"])
+
+
 def test_nothing_is_trained_and_no_run_is_begun(in_process, tmp_path, monkeypatch):
     import lightning as L
 
