@@ -62,7 +62,7 @@ class CandidateResult:
     Args:
         name: of the activation.
         signal: how it fared before the race.
-        losses: held-out loss at the end, for each seed; empty if it did not race.
+        losses: held-out loss towards the end, for each seed; empty if it did not race.
         curve: pairs of steps and the mean held-out loss over the seeds.
         steps_to_target: steps until the mean loss is that at which the activation in use ended;
             ``None`` if it never is.

@@ -15,6 +15,8 @@ from stablelightning.model.step import Loss, split_batch
 
 #: The first steps pay for what is made once: buffers, kernels, caches.
 _WARM_UP_STEPS = 3
+#: Readings of the loss that count as the end.
+_LAST_READINGS = 3
 
 
 class Contestant(Protocol):
@@ -43,8 +45,14 @@ class Heat:
 
     @property
     def final(self) -> float:
-        """The held-out loss at the end; infinite if it did not get there."""
-        return self.curve[-1][1] if self.curve and not self.failure else math.inf
+        """The held-out loss towards the end: the mean of the last readings.
+
+        One reading alone is noisy: a step may have just hurt. Infinite if it did not get there.
+        """
+        if self.failure or not self.curve:
+            return math.inf
+        last = [loss for _, loss in (self.curve[1:] or self.curve)[-_LAST_READINGS:]]
+        return sum(last) / len(last)
 
 
 def run_heat(
