@@ -145,7 +145,7 @@ SICK = [
         ("non-finite",),
         ("3",),
     ),
-    Case("root_at_zero", f.infinite_gradient, ("non-finite",), ("4",)),
+    Case("distance_of_zero", f.rows(f.Distances), ("non-finite",), ("root", "encoder")),
     Case("constant_row", f.constant_row, ("non-finite",)),
     Case("half_precision_overflow", f.overflow, ("non-finite",)),
     # ---- the batch
