@@ -77,9 +77,8 @@ class MonitorSignals(StableCallback):
         RecipeError: a setting is out of its range; the strategy shards the model.
 
     Source:
-        Lu et al. 2019, arXiv:1903.06733 (units that die); Bottou, Curtis, Nocedal 2018,
-        arXiv:1606.04838 (the scale of steps); the derivation of the sampled norms is in
-        :mod:`stablelightning.functional.monitor`.
+        Lu, Shin, Su, Karniadakis 2019, arXiv:1903.06733 (units that die); You, Gitman, Ginsburg
+        2017, arXiv:1708.03888 (the ratio of a layer's update to its weights).
 
     Example:
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
