@@ -51,7 +51,7 @@ def test_overlays_stack(in_process, tmp_path, capsys):
 
 def test_what_changes_the_model_before_training_has_acted(in_process, tmp_path):
     """The selu overlay swaps, and a slot initializes; the doctor sees what they leave."""
-    settings = ("--stable.initialize.class_path=InitializeWeights", "--model.network.width=16")
+    settings = ("--stable.initialize.class_path=InitializeWeights", "--model.network.dropout=0")
     in_process("doctor", "digits_deep", "--add=selu", *settings, "--out=out")
     told = json.loads((tmp_path / "out" / "doctor.json").read_text())
     assert {layer["activation"] for layer in told["layers"]} == {"selu", "linear"}
