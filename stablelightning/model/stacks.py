@@ -85,9 +85,10 @@ def plain_stacks(attribution: Attribution, *, model: object) -> list[Stack]:
     uses = weight_uses(model, attribution.trace)  # type: ignore[arg-type]
     roles = {role.parameters: role for role in attribution.layers}
     by_number = {use.operation.number: use for use in uses}
+    returned = {id(value) for value in attribution.trace.outputs}
     before: dict[tuple[str, ...], tuple[str, ...]] = {}
     for use in uses:
-        previous = _reads(use.operation, by_number)
+        previous = _reads(use.operation, by_number, returned)
         if previous is not None and _joins(roles[previous.parameters], roles[use.parameters]):
             before[use.parameters] = previous.parameters
     readers: dict[tuple[str, ...], int] = {}
@@ -121,8 +122,13 @@ def _joins(first: LayerRole, second: LayerRole) -> bool:
     )
 
 
-def _reads(operation: Operation, uses: dict[int, WeightUse]) -> WeightUse | None:
-    """The one weight whose output, through pointwise operations and orderly views, is read here."""
+def _reads(
+    operation: Operation, uses: dict[int, WeightUse], returned: set[int]
+) -> WeightUse | None:
+    """The one weight whose output, through pointwise operations and orderly views, is read here.
+
+    None where the model returns what is between: whoever gets it did not ask for halves.
+    """
     found: WeightUse | None = None
     pending = [v for v in operation.inputs() if v.moving]
     seen: set[int] = set()
@@ -132,7 +138,7 @@ def _reads(operation: Operation, uses: dict[int, WeightUse]) -> WeightUse | None
             continue
         seen.add(id(value))
         maker = value.maker
-        if maker is None or not _is_passed(maker, uses):
+        if maker is None or id(value) in returned or not _is_passed(maker, uses):
             return None
         previous = uses.get(maker.number)
         if previous is None:
