@@ -123,11 +123,14 @@ def _ratio(value: float, end: float, explained: float) -> float:
 
 
 def _with_gradient(examination: Examination) -> list[MeasuredLayer]:
-    """Layers of the trunk that get a gradient; of recurrent ones, one stands for all steps."""
+    """Layers of the trunk that get a signal and a gradient; what is silenced cannot vanish."""
     return [
         x
         for x in examination.measurement.trunk
-        if math.isfinite(x.gradient_norm) and x.kind != "embedding" and x.output.finite
+        if math.isfinite(x.gradient_norm)
+        and x.kind != "embedding"
+        and x.output.finite
+        and not (x.input is not None and x.input.quiet == 1.0)
     ]
 
 

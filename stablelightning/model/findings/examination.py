@@ -1,5 +1,6 @@
 """What every rule is given, and how it says what it found."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +40,14 @@ class Examination:
     def layers(self) -> list[MeasuredLayer]:
         """The weight layers whose numbers are finite, in order of execution."""
         return [layer for layer in self.measurement.layers if layer.output.finite]
+
+    @property
+    def promised(self) -> float | None:
+        """The share of the loss that a trial step promises to remove; ``None`` without a trial."""
+        trial = self.trial
+        if trial is None or not (math.isfinite(trial.loss_before) and trial.loss_before > 0):
+            return None
+        return trial.promised / trial.loss_before if math.isfinite(trial.promised) else math.inf
 
     def blame_weights(self, layer: MeasuredLayer, factor: float) -> None:
         """Remember that the weights of a layer change the scale of what passes by ``factor``."""

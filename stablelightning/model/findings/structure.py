@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator
 from statistics import median
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -18,6 +19,10 @@ PLAIN_DEPTH = 20
 #: A profile that falls or grows less than this per layer keeps its scale over twenty layers within
 #: a factor of e: depth alone is then no fault yet.
 LEVEL_SLOPE = 0.05
+#: A first step that promises more than this share of the loss is long for a plain stack, however
+#: level: behind it isometric stacks of 30 to 50 layers ended below networks of two layers, and the
+#: same stacks with skips above them (docs/stability.md).
+LONG_STEP = 0.5
 
 #: The sigmoid's derivative is at most 1/4. In unit-scale networks each layer of it costs a factor
 #: of four; five cost a thousand, eight more than float16 can hold of a gradient.
@@ -40,20 +45,33 @@ def plain_depth(examination: Examination) -> Iterator[Finding]:
         return
     layers = [x for x in examination.layers if x.branch is None and not x.normalised]
     bent = [x.consumer for x in layers if not x.is_output]
-    if bent and all(name == "selu" for name in bent):
+    promised = examination.promised
+    long_steps = promised is not None and promised > LONG_STEP
+    if bent and all(name == "selu" for name in bent) and not long_steps:
         return  # made for this; whether it is used so is asked below
-    healthy = _is_level(examination)
+    level = _is_level(examination)
+    curable = not level or long_steps or promised is None
     start = [x for x in layers if not x.is_input][:1] or layers[:1]
+    evidence = {"plain_depth": float(attribution.plain_depth)}
+    if not level:
+        words = "."
+    elif not long_steps:
+        words = ": the signal is level at the start, and the rate must be small."
+    else:
+        evidence["promised"] = promised
+        words = (
+            f": the signal is level at the start, but one step promises {promised:.0%} of the loss, "
+            "since the changes of all layers add up."
+        )
     yield Finding(
         "plain-depth",
-        "info" if healthy else "warning",
+        "info" if level and not long_steps else "warning",
         start[0].name if start else "",
-        f"{attribution.plain_depth} weight layers follow each other without skip or norm"
-        + (": the signal is level at the start, and the rate must be small." if healthy else "."),
-        {"plain_depth": float(attribution.plain_depth)},
+        f"{attribution.plain_depth} weight layers follow each other without skip or norm{words}",
+        evidence,
         "add skips or norms, use fewer layers, or initialize the whole stack to an isometry "
-        "(sl.initialize).",
-        None if healthy else "add-skips",
+        "(sl.initialize) and train it at a small rate.",
+        "add-skips" if curable else None,
         {},
         tuple(x.name for x in layers),
     )
@@ -137,7 +155,7 @@ def _reasons(
     if any(x.normalised for x in layers) or _has_batch_norm(examination):
         reasons.append("a norm already does it")
         evidence["norms"] = 1.0
-    if any("add" in x.role.consumer.route or x.branch is not None for x in layers if x.role):
+    if any(_is_added_up(x) for x in layers):
         reasons.append("skips add up variances")
         evidence["skips"] = 1.0
     for signal in examination.measurement.inputs:
@@ -146,12 +164,28 @@ def _reasons(
             reasons.append(f"the input has mean {signal.mean:.2g} and std {signal.std:.2g}")
             evidence["input_std"] = signal.std
             break
-    gains = [x.weights.gain for x in layers if x.weights is not None]
+    gains = [x.weights.gain for x in layers if x.weights is not None and not _is_mirrored(x)]
     gain = median(gains) if gains else 1.0
     if not LECUN_GAIN[0] < gain < LECUN_GAIN[1]:
         reasons.append(f"the weights have gain {gain:.2f} and not LeCun's 1")
         evidence["gain"] = gain
     return reasons, evidence
+
+
+def _is_added_up(layer: MeasuredLayer) -> bool:
+    """Whether a skip adds to its signal, and nothing holds the branch small."""
+    if layer.branch is not None:
+        return layer.branch.scale is None
+    return layer.role is not None and "add" in layer.role.consumer.route
+
+
+def _is_mirrored(layer: MeasuredLayer) -> bool:
+    """Whether its units come in pairs of opposite weights, which keep an isometry and no moments."""
+    weight = getattr(layer.module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim < 2 or len(weight) % 2:
+        return False
+    first, second = weight.detach().chunk(2)
+    return torch.equal(first, -second)
 
 
 def _drops(module: nn.Module) -> bool:
