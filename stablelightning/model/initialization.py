@@ -18,6 +18,8 @@ COLUMNS = (
     "f'(0)",
     "why",
 )
+#: Columns that hold numbers.
+_NUMBERS = COLUMNS[4:9]
 #: A reason longer than this is cut in plain tables; ``to_dict`` has all of it.
 _WHY = 72
 _LEFT = "left"
@@ -136,13 +138,27 @@ class InitializationReport:
         return f"initialize ({self.scheme}): {written} layers written, {len(self.left)} left"
 
     def __rich__(self) -> Any:
-        table = require("rich.table", extra="recipes").Table(title=self.summary(), pad_edge=False)
+        table = require("rich.table", extra="recipes").Table(
+            title=self.summary(),
+            title_justify="left",
+            title_style="bold",
+            box=require("rich.box", extra="recipes").SIMPLE_HEAD,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
         text = require("rich.text", extra="recipes").Text
         columns, rows = self.rows_for_table()
         for column in columns:
-            table.add_column(column)
+            number = column in _NUMBERS
+            table.add_column(
+                column,
+                justify="right" if number else "left",
+                no_wrap=number,
+                overflow="fold",
+            )
         for row in rows:
-            table.add_row(*(text(_cell(value)) for value in row))
+            style = "dim" if row[3] == _LEFT else ""
+            table.add_row(*(text(_cell(value)) for value in row), style=style)
         return table
 
 
