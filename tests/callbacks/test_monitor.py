@@ -1,6 +1,7 @@
 """Monitored training: numbers against plain ones, in every kind of training; alarms; resuming."""
 
 import csv
+import json
 import warnings
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from stablelightning.callbacks import MonitorSignals
-from stablelightning.errors import ModelError, RecipeError, StableLightningWarning
+from stablelightning.errors import RecipeError, StableLightningWarning
+from stablelightning.report.wandb import RunLogger
 from tests.callbacks.modules import quiet_trainer
 from tests.contracts.models import Seeded, weights
+from tests.report.offline import read_offline_run
 
 STEPS = 12
 LAYERS = ("net.0", "net.2")
@@ -563,8 +566,14 @@ def test_nothing_is_measured_in_a_barebones_trainer():
     assert monitor.history.steps == []
 
 
-def test_functions_that_mix_units_have_no_flat_ends():
-    from stablelightning.functional.monitor import flat_ends
-
-    with pytest.raises(ModelError):
-        flat_ends(lambda x: x.cumsum(0)[:3])
+def test_alarms_and_the_picture_are_in_the_wandb_run(tmp_path):
+    logger = RunLogger("monitor", mode="offline", save_dir=tmp_path)
+    with pytest.warns(StableLightningWarning, match="learning rate"):
+        fitted(Classifier(), Kills(5), MonitorSignals(1, window=16), logger=logger)
+    logger.finish()
+    run = read_offline_run(tmp_path)
+    assert {"monitor/grad_norm/net.0", "monitor/died/net.0", "trainer/global_step"} <= run.metrics
+    (table,) = tmp_path.rglob("alarms_*.table.json")
+    cells = json.loads(table.read_text())["data"]
+    assert [cell[1:3] for cell in cells] == [["dead-units", "net.0"]]
+    assert list(tmp_path.rglob("grad_norm_by_layer_*.png"))
