@@ -114,6 +114,22 @@ def is_odd(function: Scalar) -> bool:
     return bool((up + down).abs().max() <= _NOTHING**0.5 * up.abs().max())
 
 
+def in_mirrored_halves(weight: Tensor) -> bool:
+    """Whether the second half of the units of a weight is the first with opposite signs.
+
+    Args:
+        weight: units in the first dimension.
+
+    Example:
+        >>> in_mirrored_halves(torch.tensor([[1.0, 2.0], [-1.0, -2.0]]))
+        True
+    """
+    if weight.ndim < 2 or len(weight) % 2 or not len(weight):
+        return False
+    first, second = weight.detach().chunk(2)
+    return torch.equal(first, -second) and bool(first.any())
+
+
 def is_even(function: Scalar) -> bool:
     """Whether ``f(-z) = f(z)``: a mirrored pair would hand nothing on.
 

@@ -60,8 +60,11 @@ CURES: dict[str, Cure] = {
     "add-scale": Cure(scales.plan_scales, scales.perform_scales, scales.tell_scales),
 }
 
-#: The one cure that writes weights; it comes last, when the structure is what it will be.
+#: The one cure that writes weights.
 INITIALIZE = "initialize"
+#: It comes when functions and norms are what they will be, and before the ways around: a branch
+#: keeps the weights of the isometry that its layers made up, and trains better with them.
+_BEHIND = ("add-skips", "add-scale")
 
 
 @dataclass
@@ -168,15 +171,23 @@ def repeat_treatments(model: nn.Module, treatments: Sequence[dict[str, Any]]) ->
 def _requests(findings: "Iterable[Finding]") -> list[_Request]:
     """One for each cure and its arguments, in the order of treatment."""
     merged: dict[tuple[str, str], _Request] = {}
-    for finding in findings:
-        if finding.cure is None:
-            continue
-        key = finding.cure, repr(sorted(finding.cure_arguments.items()))
-        request = merged.setdefault(key, _Request(finding.cure, dict(finding.cure_arguments), []))
+
+    def ask(cure: str, arguments: dict[str, Any], finding: "Finding") -> None:
+        key = cure, repr(sorted(arguments.items()))
+        request = merged.setdefault(key, _Request(cure, arguments, []))
         places = [*finding.modules] or ([finding.module] if finding.module else [])
         request.anywhere |= not places
         request.modules += [name for name in places if name not in request.modules]
-    order = [*CURES, INITIALIZE]
+
+    for finding in findings:
+        if finding.cure is None:
+            continue
+        arguments = dict(finding.cure_arguments)
+        weights_too = bool(arguments.pop(INITIALIZE, False))
+        ask(finding.cure, arguments, finding)
+        if weights_too:
+            ask(INITIALIZE, {}, finding)
+    order = [*(name for name in CURES if name not in _BEHIND), INITIALIZE, *_BEHIND]
     return sorted(
         merged.values(), key=lambda r: order.index(r.cure) if r.cure in order else len(order)
     )

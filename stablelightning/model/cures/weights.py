@@ -3,8 +3,13 @@
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor, nn
+
+from stablelightning.functional.isometry import in_mirrored_halves
 from stablelightning.model.cures.patient import Patient, Snapshot
 from stablelightning.model.cures.treatment import NotSafe
+from stablelightning.model.schemes import DEEP
+from stablelightning.model.stacks import plain_stacks
 
 if TYPE_CHECKING:
     from stablelightning.model.initialization import LayerInitialization
@@ -38,7 +43,7 @@ def initialize_again(
         # Behind the first layer that overflows nothing could be measured, and so nothing be named.
         order = [role.name for role in patient.roles()]
         named = order[order.index(named[0]) :]
-    names = tuple(named)
+    names = tuple(_with_their_stacks(patient, named))
     snapshot = Snapshot(patient.model)
     try:
         report = initialize(
@@ -55,6 +60,25 @@ def initialize_again(
     if not written:
         raise NotSafe(f"nothing could be written: {report.rows[0].why if report.rows else 'none'}")
     return _told(written), tuple(row.name for row in written)
+
+
+def _with_their_stacks(patient: Patient, named: list[str]) -> list[str]:
+    """Deep or mirrored plain stacks belong together: half an isometry is none."""
+    wanted = set(named)
+    for stack in plain_stacks(patient.attribution, model=patient.model):
+        whole = len(stack.layers) > DEEP or any(_is_mirrored(role.module) for role in stack.layers)
+        if whole and any(role.name in wanted for role in stack.layers):
+            wanted.update(role.name for role in stack.layers if not _is_frozen(role.module))
+    return [role.name for role in patient.roles() if role.name in wanted]
+
+
+def _is_mirrored(layer: nn.Module) -> bool:
+    weight = getattr(layer, "weight", None)
+    return isinstance(weight, Tensor) and in_mirrored_halves(weight)
+
+
+def _is_frozen(layer: nn.Module) -> bool:
+    return not any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
 
 
 def _told(rows: "list[LayerInitialization]") -> str:

@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterator
 from statistics import median
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from stablelightning.functional.isometry import in_mirrored_halves
 from stablelightning.model.diagnosis import Finding
 from stablelightning.model.findings.examination import Examination, about
 from stablelightning.model.signals import MeasuredLayer
@@ -23,6 +23,8 @@ LEVEL_SLOPE = 0.05
 #: level: behind it isometric stacks of 30 to 50 layers ended below networks of two layers, and the
 #: same stacks with skips above them (docs/stability.md).
 LONG_STEP = 0.5
+#: Self-normalizing stacks are made to be plain: they are changed only where the rate is at fault.
+LONGEST_STEP = 1.0
 
 #: The sigmoid's derivative is at most 1/4. In unit-scale networks each layer of it costs a factor
 #: of four; five cost a thousand, eight more than float16 can hold of a gradient.
@@ -46,22 +48,22 @@ def plain_depth(examination: Examination) -> Iterator[Finding]:
     layers = [x for x in examination.layers if x.branch is None and not x.normalised]
     bent = [x.consumer for x in layers if not x.is_output]
     promised = examination.promised
-    long_steps = promised is not None and promised > LONG_STEP
-    if bent and all(name == "selu" for name in bent) and not long_steps:
+    bearable = LONGEST_STEP if bent and all(name == "selu" for name in bent) else LONG_STEP
+    long_steps = promised is not None and promised > bearable
+    if bearable == LONGEST_STEP and not long_steps:
         return  # made for this; whether it is used so is asked below
     level = _is_level(examination)
     curable = not level or long_steps or promised is None
     start = [x for x in layers if not x.is_input][:1] or layers[:1]
     evidence = {"plain_depth": float(attribution.plain_depth)}
-    if not level:
-        words = "."
-    elif not long_steps:
+    words = "."
+    if level and not long_steps:
         words = ": the signal is level at the start, and the rate must be small."
-    else:
+    elif level and promised is not None:
         evidence["promised"] = promised
         words = (
-            f": the signal is level at the start, but one step promises {promised:.0%} of the loss, "
-            "since the changes of all layers add up."
+            f": the signal is level at the start, but one step promises {promised:.0%} of the "
+            "loss, since the changes of all layers add up."
         )
     yield Finding(
         "plain-depth",
@@ -111,6 +113,7 @@ def saturating_depth(examination: Examination) -> Iterator[Finding]:
         evidence={"activations": float(len(layers)), "largest": first.largest, "bound": bound},
         cure="swap-activation",
         activation="scaled_sigmoid",
+        initialize=True,  # weights that were right for a quarter of the slope are wrong for it all
     )
 
 
@@ -180,12 +183,9 @@ def _is_added_up(layer: MeasuredLayer) -> bool:
 
 
 def _is_mirrored(layer: MeasuredLayer) -> bool:
-    """Whether its units come in pairs of opposite weights, which keep an isometry and no moments."""
+    """Whether its weights keep an isometry by pairs of units, and no moments."""
     weight = getattr(layer.module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim < 2 or len(weight) % 2:
-        return False
-    first, second = weight.detach().chunk(2)
-    return torch.equal(first, -second)
+    return isinstance(weight, Tensor) and in_mirrored_halves(weight)
 
 
 def _drops(module: nn.Module) -> bool:
