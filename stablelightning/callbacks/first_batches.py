@@ -1,5 +1,6 @@
 """The first batches of training, before training, and without a trace."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,8 +19,9 @@ def first_batches(trainer: L.Trainer, pl_module: L.LightningModule, number: int)
     """Read the first batches that ``fit`` would see, as the module's ``training_step`` gets them.
 
     For ``setup`` of a callback: the data module is set up, the loaders of the fit loop are not.
-    A loader that is made on every call is read from its beginning; every global generator, and the
-    loader's own, is left as it was, so that training sees the same batches as without this.
+    A loader that is made on every call is read from its beginning; every global generator, the
+    loader's own, and its place where it can tell it (``state_dict``), is left as it was, so that
+    training sees the same batches as without this.
 
     Args:
         trainer: about to fit.
@@ -30,7 +32,7 @@ def first_batches(trainer: L.Trainer, pl_module: L.LightningModule, number: int)
         Batches on the device of the module's parameters; fewer where the data ends.
 
     Raises:
-        DataError: there is no training data.
+        DataError: there is no training data, or it can be read only once.
 
     Example:
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
@@ -57,7 +59,7 @@ def first_batches(trainer: L.Trainer, pl_module: L.LightningModule, number: int)
     batches: list[Any] = []
     with undisturbed_generators():
         loader = source.dataloader()
-        with _own_generators_kept(loader):
+        with _own_state_kept(loader):
             combined = _combined(loader)
             for batch, _, _ in combined:
                 moved = pl_module._apply_batch_transfer_handler(batch, device=device)
@@ -110,13 +112,24 @@ def _combined(loader: Any) -> CombinedLoader:
 
 
 @contextmanager
-def _own_generators_kept(loader: Any) -> Iterator[None]:
-    """Leave the generators that loaders and samplers hold by themselves as they were."""
-    holders = [h for leaf in tree_leaves(loader) for h in (leaf, getattr(leaf, "sampler", None))]
+def _own_state_kept(loader: Any) -> Iterator[None]:
+    """Leave what loaders and samplers hold by themselves, generators and places, as it was."""
+    loaders = tree_leaves(loader.iterables if isinstance(loader, CombinedLoader) else loader)
+    for leaf in loaders:
+        if isinstance(leaf, Iterator):
+            raise DataError(
+                f"the training data can be read only once (it is a {type(leaf).__name__}), and "
+                "training needs its first batches; give a DataLoader, or what begins anew."
+            )
+    holders = [h for leaf in loaders for h in (leaf, getattr(leaf, "sampler", None))]
     generators = [getattr(holder, "generator", None) for holder in holders]
     states = [(g, g.get_state()) for g in generators if isinstance(g, torch.Generator)]
+    resumable: list[Any] = [h for h in holders if hasattr(h, "load_state_dict")]
+    places = [(holder, copy.deepcopy(holder.state_dict())) for holder in resumable]
     try:
         yield
     finally:
         for generator, state in states:
             generator.set_state(state)
+        for holder, place in places:
+            holder.load_state_dict(place)
