@@ -36,8 +36,8 @@ def test_the_fault_is_among_the_first_two_findings(case: Case):
 
 @pytest.mark.parametrize("case", [*HAND_MADE, *SMALL], ids=str)
 def test_no_error_on_a_healthy_model(case: Case):
-    errors = [f for f in findings(case) if f.severity == "error"]
-    assert not errors, "\n".join(str(f) for f in errors)
+    found = [f for f in findings(case) if f.severity == "error"]
+    assert not found, "\n".join(map(str, found))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -65,6 +65,23 @@ def test_a_diagnosis_leaves_no_trace(case: Case):
         assert torch.equal(value.nan_to_num(7.0), state[name].nan_to_num(7.0)), name
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(torch.get_rng_state(), generator)
+
+
+@pytest.mark.parametrize("case", SICK, ids=str)
+def test_cures_cure_and_do_no_harm(case: Case):
+    patient = made(case)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = diagnose(patient.model, patient.batch, patient.loss, optimizer=patient.optimizer)
+        after = before.apply()
+    curable = {f.code for f in before.findings if f.cure and is_right(case, f)}
+    left = [f for f in after.findings if f.code in curable and is_right(case, f)]
+    assert not left, "\n".join(str(f) for f in left)
+    assert len(errors(after)) <= len(errors(before)), "\n".join(map(str, errors(after)))
+
+
+def errors(diagnosis) -> list:
+    return [f for f in diagnosis.findings if f.severity == "error"]
 
 
 def test_the_zoo_is_as_large_as_promised():

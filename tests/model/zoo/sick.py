@@ -39,12 +39,12 @@ SICK = [
         f.rows(lambda: stack([20, *[64] * 12, 10], nn.ReLU, f.normal_)),
         EXPLODING,
     ),
-    Case("residual_without_norm", f.rows(lambda: f.Skips(60)), EXPLODING),
+    Case("residual_without_norm", f.rows(lambda: f.Skips(40)), EXPLODING),
     Case("large_layer", f.changed(lambda m: m[4].weight.mul_(1000)), EXPLODING, ("4", "5")),
     Case("large_head", f.changed(lambda m: m[8].weight.mul_(300)), EXPLODING, ("8",)),
     Case(
         "chaotic_tanh",
-        f.rows(lambda: stack([20, *[64] * 30, 10], nn.Tanh, f.orthogonal_(4.0))),
+        f.rows(lambda: stack([20, *[64] * 20, 10], nn.Tanh, f.orthogonal_(4.0))),
         ("exploding-gradient", "saturated-units"),
     ),
     Case(
@@ -80,7 +80,7 @@ SICK = [
     # ---- collapsed
     Case(
         "deep_he",
-        f.rows(lambda: stack([20, *[48] * 60, 10], nn.ReLU, he_)),
+        f.rows(lambda: stack([20, *[48] * 40, 10], nn.ReLU, he_)),
         ("collapsed-signal", "plain-depth"),
     ),
     Case(
