@@ -74,7 +74,7 @@ class LightningContestant:
     def learn(self, batch: Any, index: int) -> None:
         """Take one optimizer step."""
         self.module.train()
-        batch = self._on_device(batch)
+        batch = self.prepared(batch)
 
         def closure() -> Tensor:
             self._optimizer.zero_grad()
@@ -95,7 +95,7 @@ class LightningContestant:
         """The loss of the training step in eval, where nothing is learned."""
         self.module.eval()
         with silenced(self.module), unlogged(self._trainer), torch.no_grad():
-            loss = self._loss(self._on_device(batch), 0)
+            loss = self._loss(self.prepared(batch), 0)
         return float("nan") if loss is None else float(loss)
 
     def _loss(self, batch: Any, index: int) -> Tensor | None:
@@ -108,7 +108,8 @@ class LightningContestant:
             raise ModelError(f"training_step must return a loss, got {type(found).__name__}.")
         return found
 
-    def _on_device(self, batch: Any) -> Any:
+    def prepared(self, batch: Any) -> Any:
+        """The batch on the module's device, in the Trainer's precision."""
         batch = move_data_to_device(batch, self._trainer.strategy.root_device)
         return self._trainer.precision_plugin.convert_input(batch)
 

@@ -49,6 +49,9 @@ class Racer(Contestant, Protocol):
     def module(self) -> nn.Module:
         """What trains."""
 
+    def prepared(self, batch: Any) -> Any:
+        """A batch where the module is, and in its precision."""
+
 
 @dataclass(frozen=True)
 class RaceData:
@@ -145,8 +148,8 @@ def select_activation(
 def _judged(build: Callable[[str], Racer], name: str, batch: Any, seed: int) -> CandidateResult:
     try:
         with preserved_generators(seed):
-            module = build(name).module
-            signal = signal_of(module, batch)
+            racer = build(name)
+            signal = signal_of(racer.module, racer.prepared(batch))
     except (StableLightningError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         signal = CandidateSignal(fault=f"it cannot be built: {lines[0]}")

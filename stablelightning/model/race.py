@@ -134,6 +134,10 @@ class PlainContestant:
         self._criterion = criterion
         self._optimizer = optimizer
 
+    def prepared(self, batch: Any) -> Any:
+        """The batch as it is."""
+        return batch
+
     def learn(self, batch: Any, index: int) -> None:
         """Take one step on ``(inputs, target)``."""
         self.module.train()

@@ -181,6 +181,13 @@ def test_loaded_weights_race_as_they_are():
     assert same(watch.weights, before)
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "64-true"])
+def test_all_race_in_the_precision_of_the_trainer(precision):
+    select = SelectActivation(["relu", "elu"], steps=4, seeds=1, finalists=2)
+    quiet_trainer(select, precision=precision, max_epochs=1).fit(Plain(), loader())
+    assert all(row[2] is not None for row in select.evidence["rows"])
+
+
 class MadeLater(Plain):
     """Makes its layers, and its data, in one of the hooks that come after callbacks' setup."""
 
