@@ -233,8 +233,8 @@ class ConsultDoctor(StableCallback):
         }
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=0)
-        log_table(trainer.loggers, "doctor/findings", *findings_rows(diagnosis.findings))
-        log_table(trainer.loggers, "doctor/layers", *layer_rows(diagnosis.layers))
+        log_table(trainer.loggers, "doctor/findings", *findings_rows(diagnosis))
+        log_table(trainer.loggers, "doctor/layers", *layer_rows(diagnosis))
         if diagnosis.treatments:
             rows = [[t.cure, t.done, t.words] for t in diagnosis.treatments]
             log_table(trainer.loggers, "doctor/treatments", ["cure", "done", "words"], rows)

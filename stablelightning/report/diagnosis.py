@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from stablelightning.model.cures import Treatment
-    from stablelightning.model.diagnosis import Diagnosis, Finding, LayerSignal
+    from stablelightning.model.diagnosis import Diagnosis, Finding
 
 _MOST_IN_FIGURE = 8  # findings; the page and the terminal have them all
 _LINE_INCHES = 0.165
@@ -213,6 +213,7 @@ def rich_diagnosis(diagnosis: "Diagnosis", *, title: str = "") -> "Group":
     parts.append(text(f"\n{summary_line(diagnosis)}", style="bold"))
     if diagnosis.findings:
         parts.append(_findings_table(diagnosis.findings))
+    parts += [text(f"Note: {sentence(note)}", style="dim") for note in diagnosis.notes]
     return group(*parts)  # type: ignore[no-any-return]
 
 
@@ -299,13 +300,15 @@ def _treatments_table(treatments: "Sequence[Treatment]") -> "Table":
     return table  # type: ignore[no-any-return]
 
 
-def layer_rows(layers: "Sequence[LayerSignal]") -> tuple[list[str], list[list[object]]]:
+def layer_rows(diagnosis: "Diagnosis") -> tuple[list[str], list[list[object]]]:
     """Columns and rows of the measured layers, for a table of W&B or of the page.
+
+    Where cures were applied, what was measured before is beside it, by name.
 
     Example:
         >>> import torch
         >>> import stablelightning as sl
-        >>> columns, rows = layer_rows(sl.diagnose(torch.nn.Linear(4, 2), torch.ones(3, 4)).layers)
+        >>> columns, rows = layer_rows(sl.diagnose(torch.nn.Linear(4, 2), torch.randn(3, 4)))
         >>> columns[:2], len(rows)
         (['layer', 'kind'], 1)
     """
@@ -316,25 +319,51 @@ def layer_rows(layers: "Sequence[LayerSignal]") -> tuple[list[str], list[list[ob
             *(layer.name, layer.kind, layer.activation, layer.mean, layer.std, layer.cosine),
             *(layer.gradient_rms, layer.dead, layer.saturated),
         ]
-        for layer in layers
+        for layer in diagnosis.layers
     ]
+    if diagnosis.before is not None:
+        columns += ["std before", "gradient rms before"]
+        old = {layer.name: layer for layer in diagnosis.before.layers}
+        for layer, row in zip(diagnosis.layers, rows, strict=True):
+            was = old.get(layer.name)
+            row += [None, None] if was is None else [was.std, was.gradient_rms]
     return columns, rows
 
 
-def findings_rows(findings: "Sequence[Finding]") -> tuple[list[str], list[list[object]]]:
-    """Columns and rows of the findings, for a table of W&B.
+def findings_rows(diagnosis: "Diagnosis") -> tuple[list[str], list[list[object]]]:
+    """Columns and rows of the findings, for a table of W&B; those that were cured come last.
 
     Example:
-        >>> findings_rows([])[0]
-        ['severity', 'finding', 'module', 'message', 'evidence', 'remedy', 'cure']
+        >>> import torch
+        >>> import stablelightning as sl
+        >>> findings_rows(sl.diagnose(torch.nn.Linear(4, 2), torch.randn(16, 4)))[0][:3]
+        ['state', 'severity', 'finding']
     """
-    columns = ["severity", "finding", "module", "message", "evidence", "remedy", "cure"]
+    columns = ["state", "severity", "finding", "module", "message", "evidence", "remedy", "cure"]
+    state = "found" if diagnosis.before is None else "left"
+    told = [(state, finding) for finding in diagnosis.findings]
+    told += [("cured", finding) for finding in cured_findings(diagnosis)]
     rows: list[list[object]] = [
         [
-            *(finding.severity, finding.code, finding.module, finding.message),
+            *(state, finding.severity, finding.code, finding.module, finding.message),
             ", ".join(f"{name} = {short_number(v)}" for name, v in finding.evidence.items()),
             *(finding.remedy, finding.cure),
         ]
-        for finding in findings
+        for state, finding in told
     ]
     return columns, rows
+
+
+def cured_findings(diagnosis: "Diagnosis") -> "list[Finding]":
+    """What was found before the cures, and is gone.
+
+    Example:
+        >>> import torch
+        >>> import stablelightning as sl
+        >>> cured_findings(sl.diagnose(torch.nn.Linear(4, 2), torch.randn(16, 4)))
+        []
+    """
+    if diagnosis.before is None:
+        return []
+    left = {(finding.code, finding.module) for finding in diagnosis.findings}
+    return [f for f in diagnosis.before.findings if (f.code, f.module) not in left]

@@ -13,6 +13,7 @@ from stablelightning.optional import require
 from stablelightning.report.depth import DEPTH_HEIGHT, DEPTH_WIDTH, depth_sentence, draw_depth
 from stablelightning.report.depth import SEVERITIES as SEVERITY_COLOURS
 from stablelightning.report.diagnosis import (
+    cured_findings,
     diagnosis_figure,
     layer_rows,
     sentence,
@@ -53,7 +54,7 @@ def diagnosis_page(diagnosis: "Diagnosis", *, title: str = "Before training") ->
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(sentence=sentence, number=_cell)
     source = files("stablelightning.report").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    columns, rows = layer_rows(diagnosis.layers)
+    columns, rows = layer_rows(diagnosis)
     html: str = environment.from_string(source).render(
         title=title,
         lead=depth_sentence(diagnosis) if diagnosis.layers else summary_line(diagnosis),
@@ -61,6 +62,7 @@ def diagnosis_page(diagnosis: "Diagnosis", *, title: str = "Before training") ->
         plot=_svg(diagnosis) if diagnosis.layers else None,
         treatments=diagnosis.treatments,
         groups=_groups(diagnosis),
+        notes=diagnosis.notes,
         columns=columns,
         rows=rows,
         severities=SEVERITY_COLOURS,
@@ -132,12 +134,13 @@ def _chips(diagnosis: "Diagnosis") -> list[tuple[str, str]]:
 
 def _groups(diagnosis: "Diagnosis") -> list[tuple[str, Any, bool]]:
     """Headings, each with its findings and whether these still stand."""
-    before = diagnosis.before
-    left = {(finding.code, finding.module) for finding in diagnosis.findings}
-    cured = [f for f in before.findings if (f.code, f.module) not in left] if before else []
-    heading = "What is left" if before else "Findings"
-    groups = [(heading if left else "No findings", diagnosis.findings, True)]
-    return [*groups, ("Found before the cures, and gone", cured, False)] if cured else groups
+    heading = "Findings" if diagnosis.before is None else "What is left"
+    if not diagnosis.findings:
+        heading = "No findings"
+    groups: list[tuple[str, Any, bool]] = [(heading, diagnosis.findings, True)]
+    if cured := cured_findings(diagnosis):
+        groups.append(("Found before the cures, and gone", cured, False))
+    return groups
 
 
 def _svg(diagnosis: "Diagnosis") -> Any:

@@ -329,6 +329,43 @@ def test_a_bias_that_others_read_stays():
     assert not treatment.done
 
 
+# ---- other tensors ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_what_is_added_has_the_models_dtype(dtype):
+    for make in (stack, Loop):
+        model = make().to(dtype)
+        treatments = apply_cures(
+            model, [finding("insert-norm"), finding("add-skips")], EXAMPLE.to(dtype)
+        )
+        assert all(t.done for t in treatments)
+        assert {p.dtype for p in model.parameters()} == {dtype}
+        assert model(EXAMPLE.to(dtype)).dtype == dtype
+
+
+def test_a_model_without_memory_takes_a_structure():
+    model = stack().to("meta")
+    (treatment,) = apply_cures(model, [finding("add-skips")], EXAMPLE.to("meta"))
+    assert treatment.done
+    assert model.skip_scale_0.is_meta
+
+
+def test_lazy_layers_are_given_their_shape_first():
+    model = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 3))
+    (treatment,) = apply_cures(model, [finding("add-skips")], EXAMPLE)
+    assert treatment.done
+    assert model(EXAMPLE).shape == (12, 3)
+
+
+def test_frozen_weights_stay_frozen():
+    model = stack()
+    model[0].requires_grad_(False)
+    apply_cures(model, [finding("add-skips"), finding("insert-norm")], EXAMPLE)
+    assert not model[0].weight.requires_grad
+    assert model.skip_scale_0.requires_grad
+
+
 # ---- by a diagnosis -----------------------------------------------------------------------------
 
 

@@ -11,6 +11,8 @@ from rich.console import Console
 from stablelightning.errors import OutputError
 from stablelightning.report.diagnosis import (
     diagnosis_figure,
+    findings_rows,
+    layer_rows,
     print_diagnosis,
     rich_diagnosis,
     sentence,
@@ -190,6 +192,38 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"doctor\.html"):
         write_diagnosis(sick(), tmp_path / "file")
+
+
+# ---- rows for tables ----------------------------------------------------------------------------
+
+
+def test_a_table_holds_what_is_left_and_what_was_cured():
+    columns, rows = findings_rows(cured())
+    state, code = columns.index("state"), columns.index("finding")
+    assert [(row[state], row[code]) for row in rows] == [
+        ("left", "not-zero-centred"),
+        ("cured", "vanishing-gradient"),
+        ("cured", "plain-depth"),
+    ]
+    _, rows = findings_rows(sick())
+    assert {row[state] for row in rows} == {"found"}
+    assert {len(row) for row in rows} == {len(columns)}
+
+
+def test_layers_stand_beside_what_they_were():
+    now = cured(3)
+    columns, rows = layer_rows(now)
+    assert columns[-2:] == ["std before", "gradient rms before"]
+    assert [row[-2] for row in rows] == [1.0, 0.5, 0.25]
+    now.before.layers = now.before.layers[1:]
+    assert layer_rows(now)[1][0][-2:] == [None, None]
+    assert "std before" not in layer_rows(sick())[0]
+
+
+def test_notes_are_told():
+    odd = diagnosis(3, notes=["the forward draws <random> numbers"])
+    assert "Note: The forward draws <random> numbers." in printed(odd)
+    assert "The forward draws &lt;random&gt; numbers." in diagnosis_page(odd)
 
 
 # ---- words ----------------------------------------------------------------------------------

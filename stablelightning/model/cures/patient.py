@@ -89,7 +89,8 @@ def _shapes(outputs: list[Value]) -> list[torch.Size]:
 
 
 def _all_finite(outputs: list[Value]) -> bool:
-    return all(bool(torch.isfinite(value.tensor).all()) for value in outputs)
+    known = [value.tensor for value in outputs if not value.tensor.is_meta]
+    return all(bool(torch.isfinite(tensor).all()) for tensor in known)
 
 
 def _refuse_compiled(model: nn.Module) -> None:
