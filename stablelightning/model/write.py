@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -276,6 +277,7 @@ def _size(tensors: Iterable[Tensor]) -> float:
     """Root mean square of all values together."""
     total, count = 0.0, 0
     for tensor in tensors:
-        total += float(tensor.detach().abs().double().square().sum())
+        wide = torch.complex128 if tensor.is_complex() else torch.float64
+        total += float(torch.linalg.vector_norm(tensor.detach(), dtype=wide)) ** 2
         count += tensor.numel()
     return math.sqrt(total / count) if count else 0.0
