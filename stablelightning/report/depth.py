@@ -62,6 +62,7 @@ def depth_plot(diagnosis: "Diagnosis") -> "Figure":
         DataError: the diagnosis has no layers.
 
     Example:
+        >>> import torch
         >>> from torch import nn
         >>> import stablelightning as sl
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -112,6 +113,7 @@ def depth_sentence(diagnosis: "Diagnosis") -> str:
     """What the depth plot shows, in one sentence.
 
     Example:
+        >>> import torch
         >>> from torch import nn
         >>> import stablelightning as sl
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
