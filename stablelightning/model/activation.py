@@ -157,6 +157,7 @@ def swap_activations(
     Raises:
         RecipeError: there is no such activation, or its arguments do not fit; ``only`` names what
             is no activation.
+        DataError: the example does not fit the forward.
         ModelError: the model is compiled or scripted, or no module.
 
     Source:

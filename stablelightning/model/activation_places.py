@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from stablelightning.errors import DataError
 from stablelightning.model.activation_names import functional_name, is_activation, is_kind
 from stablelightning.model.inputs import arguments_of
 from stablelightning.model.modules import modules_of
@@ -70,6 +71,9 @@ def find_places(model: nn.Module, example: Any = None) -> list[Place]:
 
     Returns:
         The places in the order of ``named_modules()``; a module that is held twice is there twice.
+
+    Raises:
+        DataError: the example does not fit the forward.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1), nn.Sigmoid())
@@ -176,7 +180,14 @@ def _roles_by_flow(model: nn.Module, example: Any) -> dict[nn.Module, Role]:
             stops.update(ends)
 
     args, kwargs = arguments_of(example)
-    output = watched_run(model, lambda: model(*args, **kwargs), activations + layers, remember)
+    try:
+        output = watched_run(model, lambda: model(*args, **kwargs), activations + layers, remember)
+    except (TypeError, RuntimeError, ValueError, IndexError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DataError(
+            f"the example must fit the forward of {type(model).__name__}, which raised "
+            f"{type(error).__name__}: {reason}; pass the inputs alone, where the model is."
+        ) from error
     consumers = _consumers(graph_ends(output))
     final = set(graph_ends(output))
     roles: dict[nn.Module, Role] = {}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from stablelightning.errors import DataError
 from stablelightning.model.activation_places import find_places
 
 ROWS = torch.randn(3, 4)
@@ -126,6 +127,17 @@ def test_the_model_is_left_as_it_was():
     assert all(p.grad is None for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), generator)
     assert not [m for m in model.modules() if m._forward_hooks]
+
+
+@pytest.mark.parametrize(
+    "example",
+    [torch.randn(3, 5), (ROWS, torch.zeros(3)), {"y": ROWS}, ROWS.long(), ROWS.to("meta")],
+    ids=["width", "with-target", "keyword", "dtype", "device"],
+)
+def test_an_example_that_does_not_fit(example):
+    with pytest.raises(DataError, match="must fit the forward of Sequential") as error:
+        find_places(deep_sigmoid(), example)
+    assert "\n" not in str(error.value)
 
 
 def test_functions_in_attributes():
