@@ -85,6 +85,18 @@ def _own_layer() -> tuple[nn.Module, Any]:
     return rows(nn.Sequential(*layers))
 
 
+def _normed_weights() -> tuple[nn.Module, Any]:
+    norms = (
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        nn.utils.spectral_norm,
+    )
+    layers = [norm(nn.Linear(24, 24)) for norm in norms]
+    activations = (nn.ReLU(), nn.Tanh(), nn.SiLU())
+    pairs = [module for pair in zip(layers, activations, strict=True) for module in pair]
+    return rows(nn.Sequential(*pairs, nn.Linear(24, 4)))
+
+
 def _vit() -> tuple[nn.Module, Any]:
     name = "vit_tiny_patch16_224"
     return images(timm.create_model(name, img_size=32, patch_size=8, num_classes=10))
@@ -124,6 +136,7 @@ ZOO = [
     Expected("loop", lambda: rows(n.Chain(F.relu, F.relu, F.relu)), t.LOOP),
     Expected("shared_activation", lambda: rows(n.SharedActivation(nn.SiLU())), t.SHARED),
     Expected("own_layer", _own_layer, t.OWN_LAYER),
+    Expected("normed_weights", _normed_weights, t.NORMED_WEIGHTS),
     Expected("tied_autoencoder", lambda: rows(n.TiedAutoencoder()), t.TIED),
     Expected("two_heads", lambda: rows(n.TwoHeads()), t.TWO_HEADS),
     Expected("siamese", _two_rows, t.SIAMESE),

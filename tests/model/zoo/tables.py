@@ -272,6 +272,14 @@ OWN_LAYER = """
 4  linear        linear  out  d=2
 """
 
+#: What a norm of the weights computes from them, power iterations among it, is no use of a layer.
+NORMED_WEIGHTS = """
+0  linear  relu    in   d=0
+2  linear  tanh         d=1
+4  linear  silu         d=2
+6  linear  linear  out  d=3
+"""
+
 #: The decoder is a product with the same weight, not a module: whether the encoder "is" an output
 #: or runs once or twice are both fair to say. Its own consumer is not open.
 TIED = """
