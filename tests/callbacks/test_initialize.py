@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import stablelightning as sl
 from stablelightning.callbacks import InitializeWeights
 from stablelightning.errors import RecipeError, StableLightningWarning
+from stablelightning.report.wandb import RunLogger, finish_run
 from tests.callbacks.modules import quiet_trainer
+from tests.report.offline import read_offline_run
 
 
 def data(rows=40):
@@ -330,6 +332,15 @@ def test_wrong_settings_are_refused_at_once():
 
 def test_it_is_among_the_recommended_callbacks():
     assert isinstance(sl.recommended_callbacks()[0], InitializeWeights)
+
+
+def test_the_report_is_a_table_of_the_wandb_run(tmp_path):
+    logger = RunLogger("initialize", save_dir=tmp_path, mode="offline")
+    fit(Net(), InitializeWeights(), logger=logger)
+    finish_run(logger)
+    assert "initialize/layers/path" in read_offline_run(tmp_path).metrics
+    table = next(tmp_path.rglob("media/table/initialize/layers*.json"))
+    assert "He normal" in table.read_text()
 
 
 # ---- two processes ------------------------------------------------------------------------------
