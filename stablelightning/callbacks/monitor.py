@@ -18,8 +18,9 @@ from stablelightning.callbacks.base import StableCallback
 from stablelightning.callbacks.batches import inputs_and_target
 from stablelightning.callbacks.steps import unobserved
 from stablelightning.errors import MissingPackageError, RecipeError, StableLightningWarning
+from stablelightning.model.activity import followed_layers
 from stablelightning.model.alarms import Alarm
-from stablelightning.model.attribution import LayerRole, attribute
+from stablelightning.model.attribution import LayerRole
 from stablelightning.model.history import History
 from stablelightning.model.monitor import Reading, SignalMonitor
 from stablelightning.model.unit_record import STARTING_LOOKS
@@ -224,6 +225,10 @@ class MonitorSignals(StableCallback):
             self._steps += 1
             self._stepped = False
 
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look away after an epoch that ended in the middle of a batch."""
+        self._monitor.look_away()
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log what was measured last, and the picture of the run."""
         self._log_received(trainer)
@@ -331,7 +336,7 @@ def _roles(trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> Sequ
     try:
         inputs, _ = inputs_and_target(pl_module, batch)
         with unobserved(trainer, pl_module), torch.no_grad():
-            return attribute(pl_module, inputs).layers
+            return followed_layers(pl_module, inputs)
     except Exception as error:  # whatever a forward raises that is not meant to be called alone
         _log.debug("activations are taken from modules: %s", error)
         return []

@@ -17,7 +17,7 @@ from stablelightning.functional.monitor import (
     flat_ends,
     unit_statistics,
 )
-from stablelightning.model.attribution import LayerRole
+from stablelightning.model.attribution import LayerRole, attribute
 from stablelightning.model.generators import preserved_generators
 from stablelightning.model.structure import is_weight_layer
 from stablelightning.model.unit_record import pack
@@ -227,6 +227,32 @@ class ActivityWatch:
         seen = [self._seen.get(number) for number in range(len(self._watched))]
         self._seen, self._looked = {}, False
         return pack(seen, self.units, like)
+
+
+def followed_layers(model: nn.Module, inputs: Any) -> list[LayerRole]:
+    """Watch a forward for the roles of layers, and keep none of the tensors that passed.
+
+    Args:
+        model: any eager module; left as it was.
+        inputs: a tensor, a tuple or list to spread, or a dict of keywords.
+
+    Raises:
+        DataError: the inputs do not fit the forward.
+        ModelError: the model is scripted.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> [role.consumer.name for role in followed_layers(net, torch.ones(4, 2))]
+        ['relu', 'linear']
+    """
+    attribution = attribute(model, inputs)
+    # A function is replayed from the trace, which would keep the whole first pass in memory.
+    for operation in attribution.trace.operations:
+        for value in operation.outputs:
+            if value.moving:
+                tensor = value.tensor
+                value.tensor = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return attribution.layers
 
 
 # ---- which layers, and what follows them --------------------------------------------------------

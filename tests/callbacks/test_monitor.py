@@ -365,6 +365,19 @@ def test_hooks_are_there_only_while_they_measure():
     assert [step for step, hooks in seen.items() if hooks] == [0, 1, 2, 3, 6]
 
 
+def test_no_hook_stays_after_an_epoch_that_is_cut_short():
+    class Skips(Classifier):
+        def on_train_batch_start(self, batch, batch_idx):
+            return -1 if batch_idx == 2 else None
+
+        def on_validation_start(self):
+            assert not any(m._forward_hooks for m in self.modules())
+
+    model = Skips()
+    fitted(model, MonitorSignals(1))
+    assert not any(m._forward_hooks for m in model.modules())
+
+
 # ---- units --------------------------------------------------------------------------------------
 
 

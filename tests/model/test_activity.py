@@ -1,5 +1,6 @@
 """Which tensor counts as a layer's activation, in modules, functions and residual blocks."""
 
+import gc
 import math
 
 import pytest
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from stablelightning.model.activity import ActivityWatch
+from stablelightning.model.activity import ActivityWatch, followed_layers
 from stablelightning.model.attribution import attribute
 from stablelightning.model.unit_record import UnitRecord
 
@@ -130,6 +131,24 @@ def test_nothing_stays_behind():
     model(x)
     assert watch.take(torch.zeros(1))[0] == 4
     assert watch.take(torch.zeros(1)).count_nonzero() == 0
+
+
+def test_nothing_of_the_first_pass_is_kept():
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.Linear(3, 7), nn.Linear(7, 1)
+
+        def forward(self, x):
+            return self.head(F.gelu(self.layer(x)) * 2.0)
+
+    model = Functional()
+    roles = followed_layers(model, torch.randn(1009, 3))
+    gc.collect()
+    alive = [t for t in gc.get_objects() if type(t) is torch.Tensor and not t.is_meta]
+    assert not [t for t in alive if t.ndim and t.shape[0] == 1009]
+    x = torch.randn(5)  # and the function is still there
+    torch.testing.assert_close(roles[0].consumer.function(x), F.gelu(x) * 2.0)
 
 
 def test_random_generators_are_left_alone():
