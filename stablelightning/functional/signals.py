@@ -23,6 +23,9 @@ SATURATED_SHARE = 0.05
 #: thousand steps for what others do in one. Reached by SiLU at -9, by ELU at -6.9.
 DEAD_SHARE = 1e-3
 
+#: Products of equal rows may differ by the order of summation, by less than this of the largest.
+SAME_PRODUCT = 1e-5
+
 #: A norm or a power below this counts as this, so that the ratio of two silent signals is 0 and not
 #: NaN. It is far below the square of what float32 resolves beside 1.
 SMALLEST_POWER = 1e-30
@@ -269,10 +272,11 @@ def duplicate_units(rows: Tensor) -> Tensor:
     # Equal rows have equal products with any vector. Sorting these brings copies side by side, at
     # the cost of one product instead of a sort of whole rows.
     direction = torch.linspace(1.0, 2.0, rows.shape[1], device=rows.device, dtype=rows.dtype).cos()
-    order = (rows @ direction).argsort(stable=True)
-    again = (rows[order[1:]] == rows[order[:-1]]).all(1)
+    products, order = (rows @ direction).sort(stable=True)
+    near = (products.diff() <= SAME_PRODUCT * products.abs().max()).nonzero()[:, 0]
+    again = (rows[order[near + 1]] == rows[order[near]]).all(1)
     copies = torch.zeros(rows.shape[0], dtype=torch.bool, device=rows.device)
-    copies[order[1:]] = again
+    copies[order[near + 1]] = again
     return copies
 
 

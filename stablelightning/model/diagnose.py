@@ -141,7 +141,7 @@ def _trial(
     if not held_by(optimizer, measurement.gradients):
         measurement.notes.append(f"no trial step was taken: {name} holds no parameter of the model")
         return None
-    with preserved(model):
+    with preserved(model, moved=True):
         if not model.training:
             model.train()
         trial = try_step(model, step, optimizer, measurement.gradients)

@@ -10,15 +10,22 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from stablelightning.model.generators import undisturbed_generators
+from stablelightning.model.trust import is_trusted
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
+def preserved(model: nn.Module, *, moved: bool = False) -> Iterator[None]:
     """Restore everything that a training step may move, to the bit, also when it fails.
 
     Parameters and buffers (contents, identity, ``requires_grad``), ``.grad``, training flags, plain
     attributes of every module (counters, lists, tensors, the state of metrics), and every global
     random number generator. What a model keeps outside of itself cannot be seen from here.
+
+    Args:
+        model: any module.
+        moved: whether the parameters will be moved from outside, as by an optimizer; without it the
+            weights of modules of torch, torchvision and timm, whose forwards write none, are not
+            copied where no other code runs.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
@@ -28,59 +35,79 @@ def preserved(model: nn.Module) -> Iterator[None]:
         tensor(0)
     """
     modules = list(model.modules())
-    attributes = [(vars(m), {n: _Kept(v) for n, v in vars(m).items()}) for m in modules]
-    tensors = [_KeptTensor(t) for t in _tensors_of(model)]
+    kept = [_KeptModule(module) for module in modules]
+    everything = moved or not all(map(_writes_no_weights, modules))
+    tensors = [_KeptTensor(t, copied=everything) for t in _parameters_of(model)]
+    tensors += [_KeptTensor(t, copied=True) for t in _buffers_of(model)]
     try:
         with undisturbed_generators():
             yield
     finally:
-        for present, kept in attributes:
-            for name in [n for n in present if n not in kept]:
-                del present[name]
-            for name, value in kept.items():
-                present[name] = value.restored()
+        for module in kept:
+            module.restore()
         for tensor in tensors:
             tensor.restore()
 
 
-class _Kept:
-    """A plain attribute: the object itself, and the contents of a container or a tensor."""
+#: Entries of a module of torch's own that its forward may replace.
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
 
-    def __init__(self, value: Any) -> None:
-        self.value = value
-        self.content: Any = None
-        if isinstance(value, list | dict | set):
-            self.content = copy.copy(value)
-        elif isinstance(value, Tensor) and not _is_unusual(value):
-            self.content = value.detach().clone()
 
-    def restored(self) -> Any:
-        if isinstance(self.value, list):
-            self.value[:] = self.content
-        elif isinstance(self.value, dict):
-            if not _same_entries(self.value, self.content):
-                self.value.clear()
-                self.value.update(self.content)
-        elif isinstance(self.value, set):
-            self.value.clear()
-            self.value.update(self.content)
-        elif self.content is not None:
-            _write_back(self.value, self.content)
-        return self.value
+class _KeptModule:
+    """Plain attributes of a module: the objects, and what containers and tensors hold."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._present = vars(module)
+        self._values = dict(self._present)
+        trusted = is_trusted(module)
+        self._contents = {
+            name: _content(value)
+            for name, value in self._values.items()
+            if (name in _REGISTRIES or not trusted) and isinstance(value, _HOLDERS)
+        }
+
+    def restore(self) -> None:
+        if not _same_entries(self._present, self._values):
+            for name in [n for n in self._present if n not in self._values]:
+                del self._present[name]
+            self._present.update(self._values)
+        for name, content in self._contents.items():
+            _refill(self._values[name], content)
+
+
+_HOLDERS = (list, dict, set, Tensor)
+
+
+def _content(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return None if _is_unusual(value) else value.detach().clone()
+    return copy.copy(value)
+
+
+def _refill(value: Any, content: Any) -> None:
+    if isinstance(value, Tensor):
+        if content is not None:
+            _write_back(value, content)
+    elif isinstance(value, list):
+        value[:] = content
+    elif isinstance(value, set) or not _same_entries(value, content):
+        value.clear()
+        value.update(content)
 
 
 class _KeptTensor:
     """A parameter or a buffer, with its gradient."""
 
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor, *, copied: bool) -> None:
         self.tensor = tensor
-        self.content = tensor.detach().clone()
+        self.content = tensor.detach().clone() if copied else None
         self.requires_grad = tensor.requires_grad
         self.grad = tensor.grad if tensor.is_leaf else None
         self.grad_content = None if self.grad is None else self.grad.detach().clone()
 
     def restore(self) -> None:
-        _write_back(self.tensor, self.content)
+        if self.content is not None:
+            _write_back(self.tensor, self.content)
         if not self.tensor.is_leaf:
             return
         if self.tensor.requires_grad is not self.requires_grad:
@@ -91,9 +118,17 @@ class _KeptTensor:
             _write_back(self.grad, self.grad_content)
 
 
-def _tensors_of(model: nn.Module) -> list[Tensor]:
-    found = {id(t): t for t in [*model.parameters(), *model.buffers()]}
-    return [t for t in found.values() if not _is_unusual(t)]
+def _writes_no_weights(module: nn.Module) -> bool:
+    """Whether neither the module nor a hook on it could write into its parameters."""
+    return is_trusted(module) and not (module._forward_hooks or module._forward_pre_hooks)
+
+
+def _parameters_of(model: nn.Module) -> list[Tensor]:
+    return [p for p in model.parameters() if not _is_unusual(p)]
+
+
+def _buffers_of(model: nn.Module) -> list[Tensor]:
+    return [b for b in model.buffers() if not _is_unusual(b)]
 
 
 def _is_unusual(tensor: Tensor) -> bool:

@@ -1,6 +1,8 @@
 """Measuring a model: one training step, watched, that leaves the model as it was."""
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +45,6 @@ class MeasuredLayer:
             infinite where it is not a number.
         gradient_rms: root mean square of the same.
         weight_gradient: norm of the gradient of its parameters; NaN without one.
-        weight_norm: norm of its parameters.
         calls: how often the forward ran it.
         unavoidable: whether every path from the inputs to the loss leads through it: what vanishes
             here has vanished for all before it.
@@ -63,7 +64,6 @@ class MeasuredLayer:
     gradient_norm: float
     gradient_rms: float
     weight_gradient: float
-    weight_norm: float
     calls: int
     unavoidable: bool = True
     gates: bool = False
@@ -200,16 +200,17 @@ def measure(
     roles = _roles(model, names, attribution)
     watch = StepWatch(roles, names, examples=step.examples, lossy_dtype=lossy_dtype)
     statistics = {module: weight_statistics(module, "") for module in roles}
-    silent = _wake_silent_heads(roles)
+    silent = _silent_heads(roles)
     gradients: dict[nn.Parameter, Tensor] = {}
     try:
-        with watch:
-            loss = step.run()
-            watch.ends_with(loss)
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        if loss.requires_grad and bool(torch.isfinite(loss)):
-            with watch.recomputing():
-                gradients = _gradients(loss, parameters, watch)
+        with _awake(silent):
+            with watch:
+                loss = step.run()
+                watch.ends_with(loss)
+            parameters = [p for p in model.parameters() if p.requires_grad]
+            if loss.requires_grad and bool(torch.isfinite(loss)):
+                with watch.recomputing():
+                    gradients = _gradients(loss, parameters, watch)
     except DataError:
         # A norm that refuses one row stops the forward; what was seen until then says why.
         if not any(norm.rows == 1 for norm in watch.norms.values()):
@@ -223,7 +224,7 @@ def measure(
     measurement.notes = list(step.notes)
     if not loss.requires_grad:
         measurement.notes.append("no parameter asks for a gradient: nothing was measured backward")
-    if not (_all_finite(measurement) and _parameters_are_finite(model)):
+    if not (_all_finite(measurement) and _parameters_are_finite(model, roles)):
         measurement.fault = first_fault(model, step) or first_backward_fault(model, step)
     return measurement
 
@@ -262,11 +263,8 @@ def _input_signals(inputs: Any, examples: int) -> list[TensorSignal]:
     return found
 
 
-def _wake_silent_heads(roles: dict[nn.Module, LayerRole | None]) -> list[nn.Module]:
-    """Give an output layer that starts at zero some weights, for the time of the measurement.
-
-    Zero is a legitimate start for a classifier's last layer, and hides every gradient behind it.
-    """
+def _silent_heads(roles: dict[nn.Module, LayerRole | None]) -> list[nn.Module]:
+    """Output layers whose weights are all zero."""
     silent = []
     for module, role in roles.items():
         weight = getattr(module, "weight", None)
@@ -274,9 +272,24 @@ def _wake_silent_heads(roles: dict[nn.Module, LayerRole | None]) -> list[nn.Modu
             continue
         if weight.ndim == 2 and not bool(weight.detach().any()):
             silent.append(module)
-            with torch.no_grad():
-                weight.normal_(0.0, weight.shape[1] ** -0.5)
     return silent
+
+
+@contextmanager
+def _awake(heads: list[nn.Module]) -> Iterator[None]:
+    """Give output layers that start at zero some weights, for the time of the measurement.
+
+    Zero is a legitimate start for a classifier's last layer, and hides every gradient behind it.
+    """
+    weights = [head.weight for head in heads if isinstance(head.weight, nn.Parameter)]
+    try:
+        with torch.no_grad():
+            for weight in weights:
+                weight.normal_(0.0, weight.shape[1] ** -0.5)
+        yield
+    finally:
+        for weight in weights:
+            weight.data.zero_()
 
 
 def _gradients(
@@ -362,7 +375,6 @@ def _layer(
     if watched.gradient_squares:
         norm = _or_infinite(torch.stack(watched.gradient_squares).norm())
     own = [gradients[p] for p in watched.module.parameters() if p in gradients]
-    sizes = [torch.linalg.vector_norm(_real(p)) for p in watched.module.parameters()]
     moves = [torch.linalg.vector_norm(_real(g)) for g in own]
     return MeasuredLayer(
         name=watched.name,
@@ -377,7 +389,6 @@ def _layer(
         gradient_norm=norm,
         gradient_rms=norm / math.sqrt(max(watched.gradient_values, 1)),
         weight_gradient=_or_infinite(torch.stack(moves).norm()) if moves else math.nan,
-        weight_norm=float(torch.stack(sizes).norm()) if sizes else math.nan,
         calls=watched.calls,
     )
 
@@ -396,15 +407,19 @@ def _or_infinite(norm: Tensor) -> float:
 
 
 def _all_finite(measurement: Measurement) -> bool:
-    forward = all(layer.output.finite for layer in measurement.layers)
+    forward = all(
+        layer.output.finite and (layer.weights is None or layer.weights.finite)
+        for layer in measurement.layers
+    )
     backward = not any(_got_bad_gradient(layer) for layer in measurement.layers)
     return forward and backward and math.isfinite(measurement.loss)
 
 
-def _parameters_are_finite(model: nn.Module) -> bool:
+def _parameters_are_finite(model: nn.Module, layers: Iterable[nn.Module]) -> bool:
     """Also of norms, where a ReLU may hide an infinity from everything that follows."""
-    norms = [torch.linalg.vector_norm(_real(p)) for p in model.parameters()]
-    return bool(torch.isfinite(torch.stack(norms)).all())
+    seen = {id(p) for layer in layers for p in layer.parameters()}  # their sizes are known
+    norms = [torch.linalg.vector_norm(_real(p)) for p in model.parameters() if id(p) not in seen]
+    return not norms or bool(torch.isfinite(torch.stack(norms)).all())
 
 
 def _got_bad_gradient(layer: MeasuredLayer) -> bool:

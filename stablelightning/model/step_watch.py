@@ -2,7 +2,7 @@
 
 from collections import ChainMap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,10 @@ from stablelightning.model.graph import Node, first_met
 from stablelightning.model.modules import set_training
 from stablelightning.model.observe import (
     ActivationSignal,
+    FunctionShape,
     TensorSignal,
     first_tensor,
+    function_shape,
     observe,
     observe_activation,
     unit_dimension,
@@ -131,6 +133,7 @@ class StepWatch(TorchFunctionMode):
         self._lossy_dtype = lossy_dtype
         self.ends: set[int] = set()
         self.followed = True
+        self._shapes: dict[str, FunctionShape] = {}
         self._makers: dict[Node, Watched | Bent] = {}
         self._noisy: dict[Node, str | None] = {}
         self._norm_outputs: dict[nn.Module, dict[Node, bool]] = {}
@@ -237,7 +240,7 @@ class StepWatch(TorchFunctionMode):
         if consumer is None or consumer.function is None or set(consumer.route) - {"dropout"}:
             return
         function = consumer.function
-        layer.activation = observe_activation(consumer.name, function, made, dimension)
+        layer.activation = self._observed(consumer.name, function, made, dimension)
 
     def _observe_activation(
         self, layer: Watched, name: str, func: Any, first: Tensor, args: Any, kwargs: Any
@@ -253,7 +256,17 @@ class StepWatch(TorchFunctionMode):
 
         units = layer.output.units if layer.output is not None else None
         dimension = unit_dimension(first.shape, layer.module, units)
-        layer.activation = observe_activation(name, function, first, dimension)
+        layer.activation = self._observed(name, function, first, dimension)
+
+    def _observed(
+        self, name: str, function: Callable[[Tensor], Tensor], values: Tensor, dimension: int
+    ) -> ActivationSignal:
+        shape = self._shapes.get(name)
+        if shape is None:
+            shape = function_shape(function, values)
+            if name in _ACTIVATIONS:  # others share a name without being the same
+                self._shapes[name] = shape
+        return observe_activation(name, function, values, dimension, shape=shape)
 
     def _loss(self, name: str, func: Any, first: Tensor, args: Any, kwargs: Any) -> Any:
         after = type(first.grad_fn).__name__ if first.grad_fn is not None else ""
@@ -266,8 +279,11 @@ class StepWatch(TorchFunctionMode):
     # ---- the modules -------------------------------------------------------------------------
 
     def _layer_enters(self, module: nn.Module, args: Any) -> None:
-        if module in self.layers:
-            return
+        if module not in self.layers:
+            with _unwatched():
+                self._first_enters(module, args)
+
+    def _first_enters(self, module: nn.Module, args: Any) -> None:
         role = self._roles[module]
         layer = Watched(self._names[module], module, kind_of(module, role), len(self.layers))
         layer.role = role
@@ -281,6 +297,10 @@ class StepWatch(TorchFunctionMode):
             )
 
     def _layer_leaves(self, module: nn.Module, _args: Any, output: Any) -> None:
+        with _unwatched():
+            self._leaves(module, output)
+
+    def _leaves(self, module: nn.Module, output: Any) -> None:
         layer = self.layers.get(module)
         made = first_tensor(output)
         if layer is None or made is None or made.numel() == 0:
@@ -302,10 +322,14 @@ class StepWatch(TorchFunctionMode):
 
     def _gradient_hook(self, layer: Watched) -> Callable[[Tensor], None]:
         def hook(gradient: Tensor) -> None:
-            wide = gradient.detach().float() / self.scale
-            layer.gradient_squares.append(torch.linalg.vector_norm(wide))
-            layer.gradient_values += wide.numel()
+            gradient = gradient.detach()
+            layer.gradient_values += gradient.numel()
             dtype = self._lossy_dtype or layer.dtype
+            if dtype.itemsize >= 4:  # loses nothing that anybody would miss
+                layer.gradient_squares.append(torch.linalg.vector_norm(gradient))
+                return
+            wide = gradient.float() / self.scale
+            layer.gradient_squares.append(torch.linalg.vector_norm(wide))
             alive = wide != 0
             lost = alive & (wide.to(dtype) == 0)
             layer.gradient_lost.append(torch.stack([lost.sum(), alive.sum()]))
@@ -341,6 +365,11 @@ class StepWatch(TorchFunctionMode):
         dropping = module.training and getattr(module, "p", 0) > 0
         if dropping and made is not None and made.grad_fn is not None:
             self._noisy[made.grad_fn] = self._names[module]
+
+
+def _unwatched() -> AbstractContextManager[None]:
+    """Run without being shown each function: what is done here is no part of the model."""
+    return torch._C.DisableTorchFunction()
 
 
 def _layers_of(mark: Watched | Bent) -> tuple[Watched, ...]:

@@ -90,10 +90,24 @@ def test_a_failing_step_is_undone_too():
     assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
 
 
+def test_a_hook_that_writes_weights_is_undone():
+    model = nn.Sequential(nn.Linear(2, 2))
+
+    def overwrite(module, _inputs):
+        module.weight.data.fill_(3.0)
+
+    model[0].register_forward_pre_hook(overwrite)
+    before = state_of(model)
+    with preserved(model):
+        model(torch.randn(5, 2))
+        assert (model[0].weight == 3).all()
+    assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
+
+
 def test_weights_that_are_not_finite_are_kept_bit_by_bit():
     model = nn.Linear(2, 2)
     model.weight.data[0, 0] = torch.nan
-    with preserved(model):
+    with preserved(model, moved=True):
         model.weight.data.fill_(1.0)
     assert torch.isnan(model.weight[0, 0])
     assert torch.isfinite(model.weight).sum() == 3
