@@ -316,8 +316,9 @@ def layer_rows(diagnosis: "Diagnosis") -> tuple[list[str], list[list[object]]]:
     columns += ["dead", "saturated"]
     rows: list[list[object]] = [
         [
-            *(layer.name, layer.kind, layer.activation, layer.mean, layer.std, layer.cosine),
-            *(layer.gradient_rms, layer.dead, layer.saturated),
+            *(layer.name, layer.kind, layer.activation, layer.mean, layer.std),
+            *(_known(layer.cosine), layer.gradient_rms),
+            *(_known(layer.dead), _known(layer.saturated)),
         ]
         for layer in diagnosis.layers
     ]
@@ -328,6 +329,11 @@ def layer_rows(diagnosis: "Diagnosis") -> tuple[list[str], list[list[object]]]:
             was = old.get(layer.name)
             row += [None, None] if was is None else [was.std, was.gradient_rms]
     return columns, rows
+
+
+def _known(value: float) -> float | None:
+    """NaN is how a layer says of these that they are not known."""
+    return None if math.isnan(value) else value
 
 
 def findings_rows(diagnosis: "Diagnosis") -> tuple[list[str], list[list[object]]]:

@@ -120,16 +120,14 @@ def write_diagnosis(
 
 
 def _chips(diagnosis: "Diagnosis") -> list[tuple[str, str]]:
-    def per_layer(slope: float) -> str:
-        return f"x {math.exp(slope):.3g}" if math.isfinite(slope) else "not finite"
-
-    chips = [
-        ("layers", str(len(diagnosis.layers))),
-        ("signal per layer", per_layer(diagnosis.forward_slope)),
-        ("gradient per layer, on its way back", per_layer(-diagnosis.gradient_slope)),
-        ("of the gradients underflow", f"{100 * diagnosis.underflow:.2g} %"),
-    ]
-    return [(summary_line(diagnosis), ""), *chips]
+    chips = [(summary_line(diagnosis), ""), ("layers", str(len(diagnosis.layers)))]
+    for slope, name in (
+        (diagnosis.forward_slope, "signal per layer"),
+        (-diagnosis.gradient_slope, "gradient per layer, on its way back"),
+    ):
+        if math.isfinite(slope):  # a slope over one layer or two is not known
+            chips.append((name, f"x {math.exp(slope):.3g}"))
+    return [*chips, ("of the gradients underflow", f"{100 * diagnosis.underflow:.2g} %")]
 
 
 def _groups(diagnosis: "Diagnosis") -> list[tuple[str, Any, bool]]:
