@@ -22,8 +22,8 @@ _FOR_MOMENTS = 100
 _FOR_DISTRIBUTION = 64
 #: Of larger tensors every k-th number is looked at; of its distribution, fewer still.
 _MOST, _MOST_SORTED = 2**20, 2**17
-#: Chance agreements that are believed: one in 2^12.
-_ENOUGH_BITS = 12.0
+#: Chance agreements that are believed: one in 2^10.
+_ENOUGH_BITS = 10.0
 #: No number says more than it has bits.
 _MOST_BITS = 24.0
 #: Error of a place on the grid, which has numbers up to 2^25, in float64.
@@ -76,14 +76,14 @@ def uniform_evidence(values: Tensor, bound: float) -> Evidence:
     largest = float(values.detach().abs().max()) / bound
     if not largest <= 1 + slack:
         return Evidence("it reaches beyond the default's bounds", 0.0)
-    if largest < _EACH ** (1 / n) * (1 - slack):
-        return Evidence("it stays far inside the default's bounds", 0.0)
     kept = _some(values)
     x = kept.double() / bound
-    if _differs((x + 1) / 2, slack) or _moments_differ(x, 1 / 3, 4 / 45, slack):
-        return Evidence("it is distributed unlike the default", 0.0)
     if n > 1 and bool((x == x[0]).all()):
         return Evidence("all its values are equal", 0.0)
+    if largest < _EACH ** (1 / n) * (1 - slack):
+        return Evidence("it stays far inside the default's bounds", 0.0)
+    if _differs((x + 1) / 2, slack) or _moments_differ(x, 1 / 3, 4 / 45, slack):
+        return Evidence("it is distributed unlike the default", 0.0)
     if values.dtype == torch.float32 and values.device.type in _ON_GRID:
         return _grid_evidence(kept, bound)
     return Evidence(None, _bits_of_distribution(n))

@@ -53,9 +53,9 @@ def default_parameters(model: nn.Module) -> dict[str, Verdict]:
     parameter is taken for another with a chance of about 1e-6.
 
     What is frozen, shared between modules, or made by a parametrization is not default. A layer is
-    one witness: with a weight that was set, its bias counts as set too. Layers too small to judge,
-    and embeddings, whose normal numbers tell less, go with the rest of the model: default only if
-    some other layer is, and none was set.
+    one witness: with a weight that was set, its bias counts as set too. Layers too small to judge
+    alone, and embeddings, whose normal numbers tell less, go with the rest of the model: default
+    only if all together look so, and none was set.
 
     Args:
         model: any module; not changed.
@@ -71,11 +71,12 @@ def default_parameters(model: nn.Module) -> dict[str, Verdict]:
     """
     with torch.no_grad():
         witnesses = list(_witnesses(model))
-    sure = [w for w in witnesses if w.enough and not w.against and not w.normal]
+    # Small layers speak together: what one says by chance, several do not.
+    bits = sum(w.bits for w in witnesses if not w.against and not w.normal)
     contradicted = any(w.against for w in witnesses)
     verdicts: dict[str, Verdict] = {}
     for witness in witnesses:
-        verdicts.update(witness.verdicts(vouched=bool(sure) and not contradicted))
+        verdicts.update(witness.verdicts(vouched=Evidence(None, bits).enough and not contradicted))
     barred = _barred(model)
     return {
         name: barred.get(name)
@@ -99,9 +100,14 @@ class _Witness:
         return next((e.against for e in self.weights.values() if e.against), None)
 
     @property
-    def enough(self) -> bool:
+    def bits(self) -> float:
+        """How much speaks for the layer as it was drawn."""
         fine = [e for e in (*self.weights.values(), *self.others.values()) if not e.against]
-        return Evidence(None, sum(e.bits for e in fine)).enough
+        return sum(e.bits for e in fine)
+
+    @property
+    def enough(self) -> bool:
+        return Evidence(None, self.bits).enough
 
     def verdicts(self, *, vouched: bool) -> dict[str, Verdict]:
         """Of each parameter by its dotted name."""
@@ -154,8 +160,8 @@ class _Fixed(_Witness):
         return None
 
     @property
-    def enough(self) -> bool:
-        return False
+    def bits(self) -> float:
+        return 0.0
 
     def verdicts(self, *, vouched: bool) -> dict[str, Verdict]:
         return super().verdicts(vouched=True)

@@ -67,7 +67,8 @@ def begin_residual(
     for branch in attribution.branches:
         own = [n for n in branch.layers if n in roles and _is_innermost(roles[n], branch)]
         written = [n for n in own if n in found and rows[found[n]].changed]
-        if branch.scale is not None or branch.norm_after or branch.last_layer not in written:
+        normalised_sum = branch.norm_after and not branch.has_norm
+        if branch.scale is not None or normalised_sum or branch.last_layer not in written:
             continue
         closable = _is_closable(roles[branch.last_layer])
         if branch.last_norm is not None:

@@ -104,6 +104,11 @@ def test_a_tiny_layer_goes_with_the_rest_of_the_model():
     assert not any(verdicts(mixed).values())
 
 
+def test_small_layers_speak_together():
+    net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 3), nn.Tanh(), nn.Linear(3, 1))
+    assert all(verdicts(net).values())
+
+
 def test_a_bias_of_a_weight_that_was_set_counts_as_set():
     layer = nn.Linear(30, 30)
     nn.init.kaiming_normal_(layer.weight)
