@@ -7,7 +7,11 @@ import torch
 
 from stablelightning.cli import consultation
 from stablelightning.cli.main import main
+from stablelightning.model.cures import CHECKPOINT_KEY
 from tests.cli.commands import stablelightning
+from tests.report.offline import read_offline_run
+
+pandas = pytest.importorskip("pandas")
 
 
 def test_a_healthy_recipe_returns_0_and_leaves_a_page(in_process, tmp_path, capsys):
@@ -125,3 +129,28 @@ def test_as_a_user_runs_it(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "The doctor on digits" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+# ---- in a run -----------------------------------------------------------------------------------
+
+
+def test_fifty_layers_are_cured_trained_tested_and_predicted_with(in_process, tmp_path):
+    quick = (
+        "--trainer.max_epochs=5",
+        "--trainer.enable_progress_bar=false",
+        "--model.network.width=32",
+        "--stable.uncertainty.samples=2",
+        "--output=out",
+    )
+    assert in_process("run", "digits_deep", *quick) == 0
+    out = tmp_path / "out"
+    assert {"doctor.html", "doctor.json", "doctor.png"} <= {path.name for path in out.iterdir()}
+    assert json.loads((out / "summary.json").read_text())["test/accuracy"] > 0.8
+    checkpoint = torch.load(out / "checkpoints" / "best.ckpt", weights_only=False)
+    assert "add-skips" in [entry["cure"] for entry in checkpoint[CHECKPOINT_KEY]]
+    logged = read_offline_run(out)
+    assert {"doctor/errors", "doctor/warnings", "doctor/forward_slope"} <= logged.metrics
+    assert in_process("predict", "out") == 0
+    predicted = pandas.read_parquet(out / "predict-1.parquet")
+    tested = pandas.read_parquet(out / "predictions.parquet")
+    assert (predicted["prediction"].to_numpy() == tested["prediction"].to_numpy()).all()
