@@ -24,6 +24,7 @@ from stablelightning.model.activation_names import (
 )
 from stablelightning.model.activation_places import Place, find_places, leaves_of
 from stablelightning.model.activation_rules import initialization_for
+from stablelightning.model.activation_seen import activations_seen, could_be_activation
 from stablelightning.model.defaults import default_parameters
 from stablelightning.model.modules import modules_of
 
@@ -127,10 +128,11 @@ def swap_activations(
 ) -> ActivationSwap:
     """Give every hidden unit of a model another activation, in place; no weight is touched.
 
-    Replaced are the modules that are activations (torch's, or like them in timm and torchvision),
-    wherever the model holds them, and functions like ``F.relu`` that it keeps in an attribute (as
-    ``nn.TransformerEncoderLayer`` does). A module that is held in several places is still one
-    afterwards; training flags and hooks are kept, and ``inplace`` where it is safe.
+    Replaced are the modules that are activations (torch's, those like them in timm and torchvision,
+    and with ``example`` any other that bends the output of a layer), wherever the model holds them,
+    and functions like ``F.relu`` that it keeps in an attribute (as ``nn.TransformerEncoderLayer``
+    does). A module that is held in several places is still one afterwards; training flags and hooks
+    are kept, and ``inplace`` where it is safe.
 
     Left alone, and reported: outputs (a softmax or sigmoid at the end), gates, the inside of
     recurrent cells, and functions that a ``forward`` calls by itself.
@@ -180,7 +182,7 @@ def swap_activations(
     places = find_places(model, example)
     hidden = [p for p in places if p.role == "hidden"]
     if only is not None:
-        hidden = _named(places, only)
+        places, hidden = _named(model, places, only)
     report.kept += [Kept(p.path, _name(p), _why(p, only)) for p in places if p not in hidden]
     if choice.make is None:
         _swap_for_maxout(model, hidden, choice, report)
@@ -189,19 +191,37 @@ def swap_activations(
         after = _swap(model, hidden, choice, report)
         changes = match_dropout(model, left=before, entered=after)
         report.dropout = [Swapped(*change) for change in changes]
-    report.kept += [Kept(path, call, _FUNCTIONAL) for path, call in functional_activations(model)]
+    report.kept += [Kept(path, call, _FUNCTIONAL) for path, call in _functions(model, example)]
     report.parameters_after = _parameters(model)
     return report
 
 
-def _named(places: list[Place], only: Collection[str]) -> list[Place]:
-    paths = {place.path for place in places}
-    missing = [path for path in only if path not in paths]
+def _functions(model: nn.Module, example: Any) -> list[tuple[str, str]]:
+    """What forwards apply by themselves: read in their source, and seen where there is none."""
+    read = functional_activations(model)
+    told = {path for path, _ in read}
+    seen = [] if example is None else activations_seen(model, example).functions
+    kinds = {type(module) for path, module in model.named_modules() if path in told}
+    return read + [s for s in seen if type(model.get_submodule(s[0])) not in kinds]
+
+
+def _named(
+    model: nn.Module, places: list[Place], only: Collection[str]
+) -> tuple[list[Place], list[Place]]:
+    """All places, and those of these paths: also modules that are no activation by their class."""
+    there = {place.path: place for place in places}
+    modules = dict(model.named_modules())
+    for path in only:
+        found = modules.get(path)
+        if path not in there and found is not None and could_be_activation(found):
+            owner, _, key = path.rpartition(".")
+            there[path] = Place(path, modules[owner], key, found, None, "hidden")
+    missing = [path for path in only if path not in there]
     if missing:
-        near = get_close_matches(missing[0], paths, n=3, cutoff=0)
-        there = f"near it are {', '.join(near)}" if near else "the model has none"
-        raise RecipeError(f"only must name activations of the model, got {missing[0]!r}; {there}.")
-    return [place for place in places if place.path in only]
+        near = get_close_matches(missing[0], there, n=3, cutoff=0)
+        told = f"near it are {', '.join(near)}" if near else "the model has none"
+        raise RecipeError(f"only must name activations of the model, got {missing[0]!r}; {told}.")
+    return list(there.values()), [place for path, place in there.items() if path in only]
 
 
 def _why(place: Place, only: Collection[str] | None) -> str:

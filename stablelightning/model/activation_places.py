@@ -10,6 +10,7 @@ from torch import nn
 
 from stablelightning.errors import DataError
 from stablelightning.model.activation_names import functional_name, is_activation, is_kind
+from stablelightning.model.activation_seen import activations_seen
 from stablelightning.model.inputs import arguments_of
 from stablelightning.model.modules import modules_of
 from stablelightning.model.structure import (
@@ -66,8 +67,9 @@ def find_places(model: nn.Module, example: Any = None) -> list[Place]:
     Args:
         model: any module; it is left as it was.
         example: inputs of one batch. With it the flow of data decides what is an output (no layer
-            with weights follows) and what is a gate (multiplied with other values); without it,
-            structure and names, and what they do not tell is ``"unclear"``.
+            with weights follows) and what is a gate (multiplied with other values), and classes of
+            the user's own are found by what they do; without it, structure and names decide, and
+            what they do not tell is ``"unclear"``.
 
     Returns:
         The places in the order of ``named_modules()``; a module that is held twice is there twice.
@@ -80,11 +82,15 @@ def find_places(model: nn.Module, example: Any = None) -> list[Place]:
         >>> [(place.path, place.role) for place in find_places(net)]
         [('1', 'hidden'), ('3', 'output')]
     """
-    flow = {} if example is None else _roles_by_flow(model, example)
+    unnamed: set[nn.Module] = set()
+    flow: dict[nn.Module, Role] = {}
+    if example is not None:
+        unnamed = activations_seen(model, example).modules
+        flow = _roles_by_flow(model, example, unnamed)
     structure = _Structure(model)
     found = []
     for path, owner, key, module in _children(model):
-        if is_activation(module):
+        if is_activation(module) or module in unnamed:
             role = flow.get(module) or structure.role(owner, key, module)
             if _in_cell(owner, module):
                 role = "recurrent"
@@ -165,9 +171,11 @@ class _Structure:
 # ---- by flow ------------------------------------------------------------------------------------
 
 
-def _roles_by_flow(model: nn.Module, example: Any) -> dict[nn.Module, Role]:
+def _roles_by_flow(
+    model: nn.Module, example: Any, unnamed: set[nn.Module]
+) -> dict[nn.Module, Role]:
     """Follow autograd's graph from every activation to what takes its values."""
-    activations = [m for m in modules_of(model) if is_activation(m)]
+    activations = [m for m in modules_of(model) if is_activation(m) or m in unnamed]
     layers = weight_layers(model)
     made: dict[nn.Module, list[Any]] = {}
     stops: set[Any] = set()

@@ -301,6 +301,29 @@ def test_a_stable_module_is_loaded_without_the_callback(name, tmp_path):
     assert repr(again.network) == repr(model.network)
 
 
+class Bent(nn.Module):
+    def forward(self, x):
+        return torch.where(x > 0, x, 0.1 * x.exp() - 0.1)
+
+
+class Unnamed(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(FEATURES, 8), Bent(), nn.Linear(8, CLASSES))
+
+
+def test_a_function_that_no_name_gives_away_is_swapped_again_before_loading(tmp_path):
+    model = StableModule(Unnamed(), task="classification")
+    trainer = quiet_trainer(SelectActivation(["prelu"]), max_epochs=1)
+    trainer.fit(model, loader())
+    trainer.save_checkpoint(tmp_path / "some.ckpt")
+    again = StableModule(Unnamed(), task="classification")
+    quiet_trainer(SelectActivation(["prelu"])).validate(
+        again, loader(), ckpt_path=tmp_path / "some.ckpt", verbose=False
+    )
+    assert isinstance(again.network[1], nn.PReLU)
+    assert same(again.state_dict(), model.state_dict())
+
+
 # ---- what cannot be done ------------------------------------------------------------------------
 
 

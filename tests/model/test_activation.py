@@ -182,6 +182,38 @@ def test_functions_called_in_forward_are_reported():
     assert "make it a module" in str(report)
 
 
+class Bent(nn.Module):
+    """An activation of somebody's own, whose name tells nothing."""
+
+    def forward(self, x):
+        return torch.where(x > 0, x, 0.1 * x.exp() - 0.1)
+
+
+class Generated(nn.Module):
+    """Its forward has no source that could be read."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+
+exec("def made(self, x): return self.head(self.first(x).relu())", made_here := {})
+Generated.forward = made_here["made"]
+
+
+def test_with_an_example_activations_are_known_by_what_they_do():
+    model = nn.Sequential(nn.Linear(4, 4), Bent(), nn.BatchNorm1d(4), nn.Linear(4, 2), Bent())
+    assert not swap_activations(copy.deepcopy(model), "elu").swapped
+    report = swap_activations(model, "elu", example=ROWS)
+    assert pairs(report.swapped) == {"1": ("Bent", "elu")}
+    assert [(k.path, k.name) for k in report.kept] == [("4", "Bent")]
+    fresh = nn.Sequential(nn.Linear(4, 4), Bent(), nn.BatchNorm1d(4), nn.Linear(4, 2), Bent())
+    assert pairs(swap_activations(fresh, "elu", only=["1"]).swapped) == {"1": ("Bent", "elu")}
+    generated = swap_activations(nn.Sequential(Generated()), "elu", example=ROWS)
+    assert [(k.path, k.name) for k in generated.kept] == [("0", "relu")]
+    assert swap_activations(nn.Sequential(Generated()), "elu").kept == []
+
+
 # ---- dropout ------------------------------------------------------------------------------------
 
 
