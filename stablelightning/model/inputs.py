@@ -1,14 +1,22 @@
-"""How the inputs of a model are written: a tensor, a tuple to spread, a dict of keywords."""
+"""What a model is called with and returns: tensors, and whatever is built of them."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_leaves, tree_map
+
+from stablelightning.errors import DataError
+
+#: How deep to look for tensors in objects that are no containers.
+_NESTED = 3
 
 
 def arguments_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Read inputs as the arguments of a call: tuples and lists are spread, dicts give keywords.
+
+    A packed sequence, which is a tuple by its class, is one argument.
 
     Returns:
         ``(args, kwargs)``; tensors made in inference mode are cloned, since autograd refuses them.
@@ -25,6 +33,47 @@ def arguments_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     )
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
-    if isinstance(inputs, tuple | list):
+    if isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence):
         return tuple(inputs), {}
     return (inputs,), {}
+
+
+def tensors_in(tree: Any, depth: int = _NESTED) -> list[Tensor]:
+    """The tensors of a pytree; of objects that pytree does not know, those of their attributes.
+
+    Example:
+        >>> import torch
+        >>> tensors_in({"a": [torch.tensor(1.0)], "b": "text"})
+        [tensor(1.)]
+    """
+    found: list[Tensor] = []
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif not depth or isinstance(leaf, nn.Module | type):
+            continue
+        elif isinstance(leaf, Mapping):
+            found += tensors_in(list(leaf.values()), depth - 1)
+        elif isinstance(leaf, list | tuple):
+            found += tensors_in(list(leaf), depth - 1)
+        elif hasattr(leaf, "__dict__"):
+            found += tensors_in(list(vars(leaf).values()), depth - 1)
+    return found
+
+
+def check_device(model: nn.Module, inputs: Any) -> None:
+    """Refuse an example that lies on another device than the model.
+
+    Raises:
+        DataError: all of its tensors lie elsewhere (lengths, for one, must always be on the CPU).
+    """
+    devices = {p.device for p in model.parameters()}
+    found = [tensor.device for tensor in tensors_in(inputs)]
+    if len(devices) != 1 or not found:
+        return
+    (home,) = devices
+    if all(device.type != home.type for device in found):
+        raise DataError(
+            f"the example must be on the model's device {home}, got {found[0]}; "
+            f"move it with .to({str(home)!r})."
+        )

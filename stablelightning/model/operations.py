@@ -33,6 +33,26 @@ def written_arguments(op: OpOverload) -> tuple[int | str, ...]:
     return tuple(written)
 
 
+#: Operations that write over a tensor whatever it held, in place.
+_OVERWRITE = ("copy", "exponential", "fill", "normal", "random", "uniform", "zero")
+
+
+@cache
+def overwritten_arguments(op: OpOverload) -> tuple[int | str, ...]:
+    """Positions (names, where keyword-only) of the arguments whose old content does not count.
+
+    Example:
+        >>> overwritten_arguments(torch.ops.aten.tanh.out)
+        ('out',)
+        >>> overwritten_arguments(torch.ops.aten.add_.Tensor)
+        ()
+    """
+    written = written_arguments(op)
+    if operation_name(op) in _OVERWRITE:
+        return written
+    return tuple(key for key in written if isinstance(key, str))
+
+
 @cache
 def _running_statistics(op: OpOverload) -> tuple[int, int, int] | None:
     """Positions of (running mean, running variance, training) where a norm hides what it writes."""
@@ -156,6 +176,13 @@ def operation_kind(op: OpOverload) -> str:
     known = _KIND_OF.get(operation_name(op))
     if known is not None:
         return known
-    if torch.Tag.pointwise in op.tags:
+    if torch.Tag.pointwise in op.tags or (written_arguments(op) and _has_pointwise_sibling(op)):
         return "pointwise"
     return "draw" if may_draw(op) else "other"
+
+
+def _has_pointwise_sibling(op: OpOverload) -> bool:
+    """Whether the same operation, out of place, is tagged: not all that write in place are."""
+    packet = getattr(getattr(torch.ops, op.namespace), operation_name(op), None)
+    overloads = [] if packet is None else [getattr(packet, name) for name in packet.overloads()]
+    return any(torch.Tag.pointwise in overload.tags for overload in overloads)

@@ -12,11 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch._ops import OpOverload
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -28,15 +25,17 @@ from stablelightning.model.generators import (
     HostGeneratorWatch,
     undisturbed_generators,
 )
-from stablelightning.model.inputs import arguments_of
+from stablelightning.model.inputs import arguments_of, check_device, tensors_in
 from stablelightning.model.modules import modules_of
 from stablelightning.model.operations import (
     is_collective,
     operation_kind,
     operation_name,
+    overwritten_arguments,
     storage_key,
     written_tensors,
 )
+from stablelightning.model.overlap import Overlap, overlap
 from stablelightning.model.stochastic import StochasticModules, sampling_mode
 
 #: Modules whose kernels hide gates and time steps: each call counts as one operation.
@@ -63,7 +62,7 @@ class Value:
     Args:
         tensor: the tensor; a later write in place may have changed its content.
         maker: the operation that made it; ``None`` for parameters, buffers and constants.
-        name: of a parameter or buffer, its dotted name; else "".
+        name: of a parameter or buffer, its dotted name, also after a write into it; else "".
         moving: whether it depends on the model's inputs.
         users: the operations that read it, in order.
     """
@@ -100,8 +99,16 @@ class Operation:
     outputs: list[Value] = field(default_factory=list)
 
     def inputs(self) -> list[Value]:
-        """The values that it reads, in the order of its arguments."""
-        return [v for v in _leaves((self.args, self.kwargs)) if isinstance(v, Value)]
+        """The values that it reads, in the order of its arguments.
+
+        What it writes over without reading it, as ``out=``, is not among them.
+        """
+        args, kwargs = self.args, self.kwargs
+        over = () if self.op is None else overwritten_arguments(self.op)
+        if over:
+            args = tuple(a for position, a in enumerate(args) if position not in over)
+            kwargs = {name: a for name, a in kwargs.items() if name not in over}
+        return [v for v in tree_leaves((args, kwargs)) if isinstance(v, Value)]
 
 
 @dataclass(eq=False)
@@ -110,7 +117,7 @@ class Call:
 
     Args:
         module: the module.
-        inputs: the values among its positional arguments.
+        inputs: the values among its arguments, positional before keywords.
         outputs: the values that it returned.
         start: number of the first operation that ran inside.
         stop: number after the last one.
@@ -170,7 +177,7 @@ def watch(model: nn.Module, inputs: Any, *, call: Callable[..., Any] | None = No
             "watching a forward needs an eager module, got a scripted one; pass the original."
         )
     args, kwargs = arguments_of(inputs)
-    _check_device(model, (args, kwargs))
+    check_device(model, (args, kwargs))
     watcher = _Watcher(model, (args, kwargs))
     lazy = any(is_lazy(p) for p in model.parameters())  # the pass draws their first numbers
     drawn, host = GeneratorWatch(), HostGeneratorWatch()
@@ -189,21 +196,8 @@ def watch(model: nn.Module, inputs: Any, *, call: Callable[..., Any] | None = No
                 ) from error
         if host.moved() or (drawn.moved() and not lazy):
             watcher.trace.notes.append("the forward draws random numbers in eval")
-    watcher.trace.outputs = [watcher.value(t) for t in _tensors(output)]
+    watcher.trace.outputs = [watcher.value(t) for t in tensors_in(output)]
     return watcher.trace
-
-
-def _check_device(model: nn.Module, inputs: Any) -> None:
-    devices = {p.device for p in model.parameters()}
-    if len(devices) != 1:
-        return
-    (home,) = devices
-    for tensor in _tensors(inputs):
-        if tensor.device.type != home.type:
-            raise DataError(
-                f"the example must be on the model's device {home}, got {tensor.device}; "
-                f"move it with .to({str(home)!r})."
-            )
 
 
 class _Watcher(TorchDispatchMode):
@@ -213,10 +207,16 @@ class _Watcher(TorchDispatchMode):
         self._names = {id(t): name for name, t in model.named_parameters()}
         self._names.update({id(t): name for name, t in model.named_buffers()})
         self._value: dict[int, Value] = {}
-        self._sharing: dict[int, list[Tensor]] = {}
+        # Of each storage: what was held on it first, and every write into it.
+        self._first: dict[int, list[Tensor]] = {}
+        self._writes: dict[int, list[tuple[Tensor, Value]]] = {}
+        self._seen: dict[int, int] = {}  # of each tensor: how many of the writes its value knows
         self._stack: list[Call] = []
         self._inside_recurrent = 0
-        for tensor in _tensors(inputs):
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if not is_lazy(tensor):
+                self.value(tensor)
+        for tensor in tensors_in(inputs):
             self._add("input", "input", (), {}, [tensor]).outputs[0].moving = True
 
     def __torch_dispatch__(
@@ -231,30 +231,43 @@ class _Watcher(TorchDispatchMode):
         if operation_name(func) in ("_local_scalar_dense", "item", "nonzero", "is_nonzero"):
             self._note("the forward reads numbers back into Python: other inputs may go other ways")
         written = written_tensors(func, args, kwargs)
-        results = _tensors(output)
+        results = tensors_in(output)
         results += [w for w in written if not any(w is r for r in results)]
         given = tree_map(self._or_value, (args, dict(kwargs)))
         kind, name = operation_kind(func), operation_name(func)
         self._add(kind, name, given[0], given[1], results, op=func)
         for tensor in written:
-            self._refresh_views(tensor)
+            self._remember_write(tensor)
         return output
 
     def value(self, tensor: Tensor) -> Value:
         """The value that a tensor holds now."""
+        tensor = _unwrapped(tensor)
         known = self._value.get(id(tensor))
         if known is None:
-            known = Value(tensor, None, self._names.get(id(tensor), ""))
-            self._hold(tensor, known)
-        return known
+            known = self._unheard_of(tensor)
+        return self._after_writes(tensor, known)
 
     def _or_value(self, leaf: Any) -> Any:
         return self.value(leaf) if isinstance(leaf, Tensor) else leaf
 
+    def _unheard_of(self, tensor: Tensor) -> Value:
+        """A parameter, a constant, or a view that no operation made, as ``.data`` does."""
+        name = self._names.get(id(tensor), "")
+        for first in () if name else self._first.get(_memory(tensor), ()):
+            if overlap(tensor, first) is not Overlap.NONE:
+                kind = "view" if tensor.numel() == first.numel() else "slice"
+                return self._add(kind, "alias", (self.value(first),), {}, [tensor]).outputs[0]
+        value = Value(tensor, None, name)
+        self._hold(tensor, value)
+        return value
+
     def _hold(self, tensor: Tensor, value: Value) -> None:
-        if id(tensor) not in self._value and tensor.layout is torch.strided:
-            self._sharing.setdefault(storage_key(tensor), []).append(tensor)
+        memory = _memory(tensor)
+        if value.name or memory not in self._first:  # several parameters may lie in one storage
+            self._first.setdefault(memory, []).append(tensor)
         self._value[id(tensor)] = value
+        self._seen[id(tensor)] = len(self._writes.get(memory, ()))
 
     def _add(
         self,
@@ -273,27 +286,36 @@ class _Watcher(TorchDispatchMode):
             value.users.append(operation)
         moving = name not in _NEW and any(value.moving for value in given)
         for tensor in results:
-            value = Value(tensor, operation, moving=moving)
+            value = Value(tensor, operation, self._names.get(id(tensor), ""), moving)
             operation.outputs.append(value)
             self._hold(tensor, value)
         self.trace.operations.append(operation)
         return operation
 
-    def _refresh_views(self, written: Tensor) -> None:
-        """Give the other views of memory that was written into the value that they now hold."""
-        if written.layout is not torch.strided:
-            return
-        new = self.value(written)
-        for other in list(self._sharing.get(storage_key(written), ())):
-            if other is written:
-                continue
-            old = self.value(other)
-            if other.numel() == written.numel():
-                self._add("view", "alias", (new,), {}, [other])
-            elif other.numel() < written.numel():
-                self._add("slice", "alias", (new,), {}, [other])
+    def _remember_write(self, written: Tensor) -> None:
+        writes = self._writes.setdefault(_memory(written), [])
+        writes.append((written, self._value[id(written)]))
+        self._seen[id(written)] = len(writes)
+
+    def _after_writes(self, tensor: Tensor, known: Value) -> Value:
+        """The value of a view, once it is read, after writes into other views of its memory."""
+        writes = self._writes.get(_memory(tensor), ())
+        missed = []
+        for written, new in reversed(writes[self._seen[id(tensor)] :]):
+            shared = overlap(tensor, written)
+            if shared is not Overlap.NONE:
+                missed.append((written, new, shared))
+            if shared is Overlap.ALL:
+                break
+        self._seen[id(tensor)] = len(writes)
+        for written, new, shared in reversed(missed):
+            if shared is Overlap.PART:
+                operation = self._add("cat", "alias", (known, new), {}, [tensor])
             else:
-                self._add("cat", "alias", (old, new), {}, [other])
+                kind = "view" if tensor.numel() == written.numel() else "slice"
+                operation = self._add(kind, "alias", (new,), {}, [tensor])
+            known = operation.outputs[0]
+        return known
 
     def _note(self, words: str) -> None:
         if words not in self.trace.notes:
@@ -303,23 +325,29 @@ class _Watcher(TorchDispatchMode):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Follow which module runs, by hooks on every module; only those of the model count."""
-        handles = [
-            register_module_forward_pre_hook(self._enter),
-            register_module_forward_hook(self._leave, always_call=True),
-        ]
+        """Follow which module runs, by hooks on every module of the model."""
+        handles = []
         try:
+            for module in self.trace.names:
+                if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                    continue
+                handles.append(
+                    module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True)
+                )
+                handles.append(
+                    module.register_forward_hook(self._leave, prepend=True, always_call=True)
+                )
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _enter(self, module: nn.Module, args: Any) -> None:
-        if module not in self.trace.names:
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if module not in self.trace.names:  # a replica, with the hooks of its original
             return
         start = len(self.trace.operations)
-        given = [] if self._inside_recurrent else [self.value(t) for t in _tensors(args)]
-        self._stack.append(Call(module, given, start=start))
+        read = [] if self._inside_recurrent else tensors_in((args, kwargs))
+        self._stack.append(Call(module, [self.value(t) for t in read], start=start))
         self._inside_recurrent += isinstance(module, RECURRENT)
 
     def _leave(self, module: nn.Module, _args: Any, output: Any) -> None:
@@ -330,27 +358,23 @@ class _Watcher(TorchDispatchMode):
             self._inside_recurrent -= 1
             if not self._inside_recurrent and output is not None:
                 weights = tuple(self.value(p) for p in module.parameters())
-                self._add(
-                    "recurrent", type(module).__name__.lower(), (*call.inputs, *weights), {},
-                    _tensors(output),
-                )  # fmt: skip
+                results = [_unwrapped(t) for t in tensors_in(output)]
+                given = (*call.inputs, *weights)
+                self._add("recurrent", type(module).__name__.lower(), given, {}, results)
         self._stack.pop()
         if not self._inside_recurrent:
-            call.outputs = [self.value(t) for t in _tensors(output)]
+            call.outputs = [self.value(t) for t in tensors_in(output)]
             call.stop = len(self.trace.operations)
             self.trace.calls.append(call)
 
 
-def _leaves(tree: Any) -> list[Any]:
-    return tree_leaves(tree)
+def _memory(tensor: Tensor) -> int:
+    """Identity of the memory behind a tensor; of those without any that can be asked, their own."""
+    return storage_key(tensor) if tensor.layout is torch.strided else id(tensor)
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    """The tensors of a pytree; of objects that pytree does not know, their own attributes."""
-    found: list[Tensor] = []
-    for leaf in tree_leaves(tree):
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif not isinstance(leaf, nn.Module | type) and hasattr(leaf, "__dict__"):
-            found += [v for v in vars(leaf).values() if isinstance(v, Tensor)]
-    return found
+def _unwrapped(tensor: Tensor) -> Tensor:
+    """What vmap, grad and their like hand to the operations in the place of their own handles."""
+    while is_functorch_wrapped_tensor(tensor):
+        tensor = get_unwrapped(tensor)
+    return tensor

@@ -76,10 +76,9 @@ def _parameters(operation: Operation) -> tuple[str, ...]:
         if id(value) in seen or value.moving:
             continue
         seen.add(id(value))
-        if value.maker is None:
-            if value.name and value.tensor.ndim >= 1 and _is_parameter(value):
-                found[value.name] = value.tensor.ndim
-        else:
+        if value.name and value.tensor.ndim >= 1 and _is_parameter(value):
+            found[value.name] = value.tensor.ndim
+        elif value.maker is not None:
             pending += value.maker.inputs()[::-1]
     matrices = tuple(name for name, ndim in found.items() if ndim >= 2)
     return matrices or tuple(found)
