@@ -11,7 +11,6 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
 from stablelightning.callbacks.agreement import anyones_failure
@@ -21,11 +20,10 @@ from stablelightning.callbacks.example import example_batch
 from stablelightning.callbacks.resume import checkpoint_to_load
 from stablelightning.callbacks.steps import replace_method
 from stablelightning.errors import DataError, ModelError, RecipeError, StableLightningWarning
-from stablelightning.model.attribution import attribute
 from stablelightning.model.generators import undisturbed_generators
 from stablelightning.model.initialization import InitializationReport
 from stablelightning.model.initialize import initialize_called
-from stablelightning.model.materialize import materialize
+from stablelightning.model.materialize import make_lazy_ones, materialize
 from stablelightning.model.schemes import scheme_named
 from stablelightning.model.step import TrainingStep
 from stablelightning.report.wandb import log_table
@@ -155,8 +153,9 @@ class InitializeWeights(StableCallback):
             try:
                 _refuse_sharded(trainer)
                 ways = _ways(trainer, pl_module)
-                if not trainer.is_global_zero and any(map(is_lazy, pl_module.parameters())):
-                    _first_that_fits(ways, lambda x, call: attribute(pl_module, x, call=call))
+                if not trainer.is_global_zero:
+                    for inputs, call in ways:
+                        make_lazy_ones(pl_module, inputs, call=call)
             except Exception as error:  # a dataset, a transform, a forward: whatever they raise
                 failure = error
             failure = anyones_failure(trainer, failure)

@@ -13,7 +13,7 @@ from stablelightning.model.attribution import attribute
 from stablelightning.model.defaults import Verdict, default_parameters
 from stablelightning.model.initialization import InitializationReport
 from stablelightning.model.inputs import arguments_of
-from stablelightning.model.materialize import materialize
+from stablelightning.model.materialize import make_lazy_ones, materialize
 from stablelightning.model.residual_scaling import begin_residual
 from stablelightning.model.schemes import Scheme, scheme_named
 from stablelightning.model.unit_variance import scale_by_data
@@ -115,6 +115,7 @@ def initialize_called(
         )
     forced = _forced(model, overwrite)
     notes = materialize(model, inputs)
+    make_lazy_ones(model, inputs, call=call)
     attribution = attribute(model, inputs, call=call)
     with torch.inference_mode(False), torch.no_grad():
         verdicts = default_parameters(model)

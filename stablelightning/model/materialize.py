@@ -1,12 +1,18 @@
 """Giving memory to what was built on the meta device, and contents to what torch knows to fill."""
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from stablelightning.functional.initialize import truncated_normal_
+from stablelightning.model.footprint import Footprint
+from stablelightning.model.generators import undisturbed_generators
 from stablelightning.model.inputs import arguments_of
+from stablelightning.model.modules import modules_of, set_training
 
 #: Standard deviation of parameters that no module knows to draw: tokens, positions.
 _UNKNOWN_STD = 0.02
@@ -47,6 +53,32 @@ def materialize(model: nn.Module, inputs: object) -> list[str]:
         if module in empty:
             notes += _fill(name, module)
     return notes
+
+
+def make_lazy_ones(
+    model: nn.Module, inputs: object, *, call: Callable[..., object] | None = None
+) -> None:
+    """Let lazy modules find their shapes, in one pass that leaves everything else alone.
+
+    A pass that fails is left to whoever runs the next one to tell.
+
+    Args:
+        model: any module; its lazy modules are changed in place.
+        inputs: an example.
+        call: what is called; the model itself if not given.
+
+    Example:
+        >>> net = nn.Sequential(nn.LazyLinear(3), nn.ReLU())
+        >>> make_lazy_ones(net, torch.ones(1, 2))
+        >>> net[0]
+        Linear(in_features=2, out_features=3, bias=True)
+    """
+    if not any(map(is_lazy, model.parameters())):
+        return
+    args, kwargs = arguments_of(inputs)
+    # Whatever a forward raises; the watched one that follows says it in words.
+    with suppress(Exception), quiet_eval(model):
+        (call or model)(*args, **kwargs)
 
 
 def _on_meta(module: nn.Module) -> bool:
@@ -99,3 +131,17 @@ def _fill(name: str, module: nn.Module) -> list[str]:
                 done = "it is zero now; fill it as the constructor does"
             notes.append(f"{full}: no reset_parameters fills this {kind}: {done}")
     return notes
+
+
+@contextmanager
+def quiet_eval(model: nn.Module) -> Iterator[None]:
+    """Eval without gradients; flags, buffers and generators are afterwards as they were."""
+    flags = [(module, module.training) for module in modules_of(model)]
+    try:
+        for module, _ in flags:
+            set_training(module, False)
+        with Footprint(model), undisturbed_generators(), torch.no_grad():
+            yield
+    finally:
+        for module, training in flags:
+            set_training(module, training)

@@ -1,7 +1,7 @@
 """Layer-sequential unit variance: scale each layer's weight by what comes out, in one pass."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +10,9 @@ from torch import Tensor, nn
 
 from stablelightning.functional.initialize import scale_to_size_
 from stablelightning.model.attribution import Attribution
-from stablelightning.model.footprint import Footprint
-from stablelightning.model.generators import undisturbed_generators
 from stablelightning.model.initialization import LayerInitialization, joined
 from stablelightning.model.inputs import arguments_of
-from stablelightning.model.modules import modules_of, set_training
+from stablelightning.model.materialize import quiet_eval
 
 _NO_CHANGE = 1.0
 
@@ -54,7 +52,7 @@ def scale_by_data(
             if plain and role.uses == 1 and role.name in changed:
                 hook = _Scaling(role.name, scaled)
                 stack.callback(role.module.register_forward_hook(hook, prepend=True).remove)
-        stack.enter_context(_quiet_eval(model))
+        stack.enter_context(quiet_eval(model))
         args, kwargs = arguments_of(inputs)
         (call or model)(*args, **kwargs)
     return [_with_factor(row, scaled.get(row.name, _NO_CHANGE)) for row in rows]
@@ -78,20 +76,6 @@ class _Scaling:
         factor = scale_to_size_(weight, output - shift)
         self._scaled[self._name] = factor
         return (output - shift) * factor + shift
-
-
-@contextmanager
-def _quiet_eval(model: nn.Module) -> Iterator[None]:
-    """Eval without gradients; flags, buffers and generators are afterwards as they were."""
-    flags = [(module, module.training) for module in modules_of(model)]
-    try:
-        for module, _ in flags:
-            set_training(module, False)
-        with Footprint(model), undisturbed_generators(), torch.no_grad():
-            yield
-    finally:
-        for module, training in flags:
-            set_training(module, training)
 
 
 def _with_factor(row: LayerInitialization, factor: float) -> LayerInitialization:
