@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Iterator
+from statistics import median
 
 from stablelightning.model.diagnosis import Finding
 from stablelightning.model.findings.examination import Examination, about, others
-from stablelightning.model.signals import MeasuredLayer
+from stablelightning.model.measurement import MeasuredLayer
 
 #: Gradient of a layer beside that of the last one. With Adam a factor is forgiven; a thousandth of
 #: the gradient is lost in the noise of small batches, and a ten-thousandth is a layer that stays
@@ -32,6 +33,9 @@ def vanishing_gradient(examination: Examination) -> Iterator[Finding]:
     smallest = min(factor for _, factor in profile)
     absolute = [x for x in trunk if 0 <= x.weight_gradient < SMALLEST_GRADIENT]
     if smallest > FADED and not (absolute and not examination.blamed):
+        return
+    if smallest > FADED and 2 * len(absolute) > len(trunk):
+        yield _scaled_loss("vanishing-gradient", trunk, "below", SMALLEST_GRADIENT)
         return
     layers = [x for x, factor in profile if factor < FADED] or absolute
     nearest = layers[-1]
@@ -68,6 +72,9 @@ def exploding_gradient(examination: Examination) -> Iterator[Finding]:
     blamed = examination.blamed or any(s.rms > 5 for s in examination.measurement.inputs)
     if largest < GROWN and not (absolute and not blamed):
         return
+    if largest < GROWN and 2 * len(absolute) > len(trunk):
+        yield _scaled_loss("exploding-gradient", trunk, "above", LARGEST_GRADIENT)
+        return
     layers = [x for x, factor in profile if factor > GROWN] or absolute
     nearest = layers[-1]
     severe = largest > EXPLODED or bool(absolute)
@@ -85,6 +92,22 @@ def exploding_gradient(examination: Examination) -> Iterator[Finding]:
             "weight_gradient": max(x.weight_gradient for x in layers),
         },
         cure="initialize",
+    )
+
+
+def _scaled_loss(code: str, trunk: list[MeasuredLayer], side: str, bound: float) -> Finding:
+    """Gradients that are off from the last layer on, by one factor: no weight is to blame."""
+    typical = median(x.weight_gradient for x in trunk)
+    return Finding(
+        code,
+        "error",
+        "",
+        f"the gradient is {side} {bound:g} from the last layer to the first (typically "
+        f"{typical:.2g}), and hardly changes on its way: the loss itself is scaled so.",
+        {"weight_gradient": typical, "layers": float(len(trunk))},
+        "take the mean and not the sum over rows and outputs, standardise the targets of a "
+        "regression, and leave out factors on the loss that the learning rate can carry.",
+        modules=tuple(x.name for x in trunk),
     )
 
 
