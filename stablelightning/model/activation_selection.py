@@ -17,8 +17,9 @@ from stablelightning.model.activation_ranking import (
 )
 from stablelightning.model.attribution import attribute
 from stablelightning.model.generators import preserved_generators
+from stablelightning.model.measurement import Measurement
 from stablelightning.model.race import Contestant, Heat, run_heat
-from stablelightning.model.signals import Measurement, measure
+from stablelightning.model.signals import measure
 from stablelightning.model.step import TrainingStep
 
 #: What is tried where nobody says otherwise: the common ones, and slopes from nearly none to many.

@@ -11,8 +11,9 @@ from stablelightning.model.attribution import Attribution, attribute
 from stablelightning.model.diagnosis import Diagnosis, LayerSignal, sorted_findings
 from stablelightning.model.findings import RULES
 from stablelightning.model.findings.examination import Examination
+from stablelightning.model.measurement import MeasuredLayer, Measurement
 from stablelightning.model.preserve import preserved
-from stablelightning.model.signals import MeasuredLayer, Measurement, measure
+from stablelightning.model.signals import measure
 from stablelightning.model.step import Loss, TrainingStep
 from stablelightning.model.trial import Trial, held_by, try_step
 

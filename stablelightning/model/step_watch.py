@@ -3,13 +3,11 @@
 from collections import ChainMap
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -21,13 +19,13 @@ from stablelightning.model.modules import set_training
 from stablelightning.model.observe import (
     ActivationSignal,
     FunctionShape,
-    TensorSignal,
     first_tensor,
     function_shape,
     observe,
     observe_activation,
     unit_dimension,
 )
+from stablelightning.model.watched import Bent, LossCall, Watched, WatchedNorm, kind_of
 
 #: Functions that bend a signal element by element, by the names that torch gives them.
 _ACTIVATIONS = frozenset(
@@ -39,69 +37,12 @@ _ACTIVATIONS = frozenset(
 )
 #: Losses whose inputs must be logits, probabilities or their logarithms.
 _LOSSES = ("cross_entropy", "nll_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits")
+#: Norms of torch, and what inherits from them.
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 #: Products, in all their spellings: where two signals meet in one, one gates the other.
 _PRODUCTS = frozenset(("mul", "__mul", "__rmul", "__imul", "multiply"))
 #: Functional dropouts that make what follows noisier in training than in eval.
 _DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout")
-
-
-@dataclass
-class Watched:
-    """One weight layer as it ran; of several calls, the first counts and gradients are summed."""
-
-    name: str
-    module: nn.Module
-    kind: str
-    index: int
-    role: LayerRole | None = None
-    input: TensorSignal | None = None
-    output: TensorSignal | None = None
-    activation: ActivationSignal | None = None
-    calls: int = 0
-    reads: set[int] = field(default_factory=set)
-    gates: bool = False
-    in_graph: bool = False
-    dtype: torch.dtype = torch.float32
-    gradient_squares: list[Tensor] = field(default_factory=list)
-    gradient_lost: list[Tensor] = field(default_factory=list)
-    gradient_values: int = 0
-
-
-@dataclass(frozen=True)
-class Bent:
-    """What an activation made, and the layers that it was made from."""
-
-    layers: tuple[Watched, ...]
-
-
-@dataclass
-class WatchedNorm:
-    """One batch norm as it ran.
-
-    Args:
-        name: dotted name.
-        rows: values for each channel of its first call.
-        examples: rows of its first input.
-        training: whether it normalises by the statistics of the batch.
-        recurrent: whether a later call read what an earlier one had made.
-        after_dropout: name of the dropout whose output it read, no weight or norm between.
-    """
-
-    name: str
-    rows: int
-    examples: int
-    training: bool
-    recurrent: bool = False
-    after_dropout: str | None = None
-
-
-@dataclass
-class LossCall:
-    """One call of a loss function of torch, with what it was given."""
-
-    name: str
-    input: Tensor
-    after: str
 
 
 class StepWatch(TorchFunctionMode):
@@ -137,6 +78,7 @@ class StepWatch(TorchFunctionMode):
         self._makers: dict[Node, Watched | Bent] = {}
         self._noisy: dict[Node, str | None] = {}
         self._norm_outputs: dict[nn.Module, dict[Node, bool]] = {}
+        self._scales: dict[Node, str] = {}
         self._latest: Watched | None = None
         self._handles: list[RemovableHandle] = []
 
@@ -148,6 +90,8 @@ class StepWatch(TorchFunctionMode):
             elif isinstance(module, _BatchNorm):
                 self._handles.append(module.register_forward_pre_hook(self._norm_enters))
                 self._handles.append(module.register_forward_hook(self._norm_leaves))
+            if isinstance(module, NORMS):
+                self._handles.append(module.register_forward_hook(self._scaled))
             elif isinstance(module, _DropoutNd | nn.AlphaDropout):
                 self._handles.append(module.register_forward_hook(self._dropout_leaves))
         super().__enter__()
@@ -183,6 +127,7 @@ class StepWatch(TorchFunctionMode):
         self._makers.clear()
         self._noisy.clear()
         self._norm_outputs.clear()
+        self._scales.clear()
 
     # ---- the functions between modules -------------------------------------------------------
 
@@ -257,6 +202,8 @@ class StepWatch(TorchFunctionMode):
         units = layer.output.units if layer.output is not None else None
         dimension = unit_dimension(first.shape, layer.module, units)
         layer.activation = self._observed(name, function, first, dimension)
+        stops: ChainMap[Node, Any] = ChainMap(self._scales, self._makers)  # type: ignore[arg-type]
+        layer.norm = next((x for x in first_met(first.grad_fn, stops) if isinstance(x, str)), "")
 
     def _observed(
         self, name: str, function: Callable[[Tensor], Tensor], values: Tensor, dimension: int
@@ -360,6 +307,11 @@ class StepWatch(TorchFunctionMode):
             self._norm_outputs.setdefault(module, {})[made.grad_fn] = True
             self._noisy[made.grad_fn] = None  # a norm between dropout and norm takes the blame off
 
+    def _scaled(self, module: nn.Module, _args: Any, output: Any) -> None:
+        made = first_tensor(output)
+        if made is not None and made.grad_fn is not None:
+            self._scales[made.grad_fn] = self._names[module]
+
     def _dropout_leaves(self, module: nn.Module, _args: Any, output: Any) -> None:
         made = first_tensor(output)
         dropping = module.training and getattr(module, "p", 0) > 0
@@ -374,19 +326,6 @@ def _unwatched() -> AbstractContextManager[None]:
 
 def _layers_of(mark: Watched | Bent) -> tuple[Watched, ...]:
     return mark.layers if isinstance(mark, Bent) else (mark,)
-
-
-def kind_of(module: nn.Module, role: LayerRole | None) -> str:
-    """The kind of a weight layer, in the words of :class:`LayerRole`."""
-    if role is not None:
-        return role.kind
-    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-        return "recurrent"
-    if isinstance(module, nn.MultiheadAttention):
-        return "attention"
-    if isinstance(module, _ConvTransposeNd):
-        return "transposed_conv"
-    return "conv" if isinstance(module, _ConvNd) else "linear"
 
 
 def _is_bent(role: LayerRole | None) -> bool:

@@ -23,6 +23,7 @@ RULES: tuple[Rule, ...] = (
     inputs.input_not_standardised,
     inputs.collapsed_input,
     losses.loss_expects_other,
+    norms.norm_parameters,
     weights.symmetric_weights,
     weights.weight_scale,
     activations.dead_units,

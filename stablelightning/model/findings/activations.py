@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from stablelightning.model.diagnosis import Finding, Severity
 from stablelightning.model.findings.examination import Examination, about, others
-from stablelightning.model.signals import MeasuredLayer
+from stablelightning.model.measurement import MeasuredLayer
 
 #: Share of dead units from which training is in danger (issue trackers and papers speak of 40%).
 MANY_DEAD = 0.4
@@ -41,7 +41,7 @@ def dead_units(examination: Examination) -> Iterator[Finding]:
     """Units that no example of the batch can move."""
     found: dict[Severity, list[MeasuredLayer]] = {"error": [], "warning": []}
     for layer in examination.layers:
-        severity = _deadness(layer)
+        severity = _deadness(examination, layer)
         if severity is not None:
             found[severity].append(layer)
     for severity, layers in found.items():
@@ -71,12 +71,14 @@ def dead_units(examination: Examination) -> Iterator[Finding]:
         )
 
 
-def _deadness(layer: MeasuredLayer) -> Severity | None:
+def _deadness(examination: Examination, layer: MeasuredLayer) -> Severity | None:
     activation = layer.activation
     if activation is None or activation.flat_sides == 0 or activation.rows < FEWEST_ROWS:
         return None
     if layer.gates and activation.dead < MOST_DEAD:
         return None
+    if layer.name in examination.flat:
+        return None  # a norm in between is at fault
     if layer.input is not None and layer.input.quiet == 1.0:
         return None  # nothing that varies comes in: whoever silenced it is at fault
     if activation.dead >= MOST_DEAD:
@@ -123,6 +125,8 @@ def saturated_units(examination: Examination) -> Iterator[Finding]:
     for layer in examination.layers:
         activation = layer.activation
         if activation is None or layer.gates or activation.dead >= MOST_DEAD:
+            continue
+        if layer.name in examination.flat:
             continue
         if activation.bounded and activation.saturated >= MANY_SATURATED:
             worst = activation.saturated >= MOST_SATURATED

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from stablelightning.model.diagnosis import Finding, Severity
-from stablelightning.model.signals import MeasuredLayer, Measurement
+from stablelightning.model.measurement import MeasuredLayer, Measurement
 from stablelightning.model.trial import Trial
 
 

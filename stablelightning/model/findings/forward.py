@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterator
 
 from stablelightning.model.diagnosis import Finding
+from stablelightning.model.findings.activations import FAR_BIAS, LARGE_BIAS
 from stablelightning.model.findings.examination import Examination, about, others
-from stablelightning.model.signals import MeasuredLayer
+from stablelightning.model.measurement import MeasuredLayer
 
 #: Growth of the standard deviation from the first layer on. A hundredfold leaves the range in which
 #: losses and bounded functions work; a thousandfold is 20 layers at 1.41 each, as in residual
@@ -34,7 +35,7 @@ def collapsed_signal(examination: Examination) -> Iterator[Finding]:
         layer
         for layer in examination.layers
         if layer.output.cosine > COLLAPSED
-        and layer.unavoidable
+        and (layer.unavoidable or _by_bias(layer))
         and not (layer.input is not None and layer.input.quiet == 1.0)
         and not _restored(layer)
         and layer.name not in examination.flat
@@ -64,6 +65,14 @@ def collapsed_signal(examination: Examination) -> Iterator[Finding]:
             "rms": first.output.rms,
         },
         cure="initialize",
+    )
+
+
+def _by_bias(layer: MeasuredLayer) -> bool:
+    """Whether its own biases, larger than any rule draws them, make its outputs alike."""
+    weights = layer.weights
+    return weights is not None and weights.bias_rms > max(
+        LARGE_BIAS / math.sqrt(weights.fan_in), FAR_BIAS * layer.output.std
     )
 
 

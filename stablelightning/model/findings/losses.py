@@ -9,7 +9,7 @@ from stablelightning.functional.scores import at_least_single
 from stablelightning.functional.uncertainty import is_probabilities
 from stablelightning.model.diagnosis import Finding
 from stablelightning.model.findings.examination import Examination
-from stablelightning.model.step_watch import LossCall
+from stablelightning.model.watched import LossCall
 
 #: How far the log of the sum of the probabilities may be from zero; half precision of a thousand
 #: classes stays within it, logits of an untrained network are at log(classes).

@@ -2,9 +2,62 @@
 
 from collections.abc import Iterator
 
+from torch import Tensor
+
+from stablelightning.functional.signals import root_mean_square
 from stablelightning.model.diagnosis import Finding
 from stablelightning.model.findings.examination import Examination
-from stablelightning.model.step_watch import WatchedNorm
+from stablelightning.model.step_watch import NORMS
+from stablelightning.model.watched import WatchedNorm
+
+#: No norm starts with a larger scale (1 is usual, 0 at the end of a branch): ten times the signal.
+LARGE_SCALE = 10.0
+#: An offset so many times the scale keeps nearly every value of the norm on one side of zero.
+FAR_OFFSET = 5.0
+
+
+def norm_parameters(examination: Examination) -> Iterator[Finding]:
+    """A norm whose own scale or offset undoes what it is there for."""
+    for name, module in examination.measurement.modules.items():
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        if not isinstance(module, NORMS) or not isinstance(weight, Tensor):
+            continue
+        scale = float(root_mean_square(weight.detach()))
+        offset = 0.0 if bias is None else float(root_mean_square(bias.detach()))
+        if scale > LARGE_SCALE:
+            yield Finding(
+                "exploding-signal",
+                "warning",
+                name,
+                f"{name} multiplies what it has normalised by {scale:.3g}.",
+                {"scale": scale},
+                "let norms start with a scale of one.",
+                modules=(name,),
+            )
+        elif 0 < FAR_OFFSET * scale < offset and offset > 1:
+            dead = _silenced_by(examination, name)
+            yield Finding(
+                "dead-units" if dead else "not-zero-centred",
+                "error" if dead == 1.0 else "warning",
+                name,
+                f"{name} adds {offset:.3g} to values of scale {scale:.2g}: nearly all lie on one "
+                "side of zero"
+                + (f", and {dead:.0%} of the units behind it are off." if dead else "."),
+                {"scale": scale, "offset": offset, "dead": dead},
+                "let norms start with an offset of zero.",
+                modules=(name,),
+            )
+
+
+def _silenced_by(examination: Examination, norm: str) -> float:
+    """Share of dead units behind a norm; its layers are then not blamed themselves."""
+    dead = 0.0
+    for layer in examination.layers:
+        if layer.norm == norm and layer.activation is not None:
+            if layer.activation.dead >= 0.5:
+                examination.blame_activation(layer, layer.activation.slope)
+            dead = max(dead, layer.activation.dead)
+    return dead
 
 
 def batch_norm_one_row(examination: Examination) -> Iterator[Finding]:

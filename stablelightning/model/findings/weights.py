@@ -6,7 +6,7 @@ from statistics import median
 
 from stablelightning.model.diagnosis import Finding, Severity
 from stablelightning.model.findings.examination import Examination, about, others
-from stablelightning.model.signals import MeasuredLayer
+from stablelightning.model.measurement import MeasuredLayer
 
 #: Gains (rms weight times sqrt(fan-in)) that no rule gives to a layer of ordinary shape: Glorot,
 #: He, LeCun and orthogonal, by fan-in or fan-out, lie between 0.1 and 5. Ten times the signal in

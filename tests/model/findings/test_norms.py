@@ -99,3 +99,23 @@ def test_a_norm_shared_by_two_towers_is_no_loop():
             return self.head(torch.relu(left - right))
 
     assert find("recurrent-batch-norm", Siamese()) is None
+
+
+def test_a_norm_that_amplifies_is_named_itself():
+    model = stack(between=nn.LayerNorm)
+    model[4].weight.data.fill_(100.0)
+    found = findings(model)
+    assert ("exploding-signal", "4") in [(f.code, f.module) for f in found[:2]]
+
+
+def test_a_norm_whose_offset_silences_its_units_is_named_itself():
+    model = stack(between=nn.BatchNorm1d)
+    model[4].bias.data.fill_(-10.0)
+    first = findings(model)[0]
+    assert (first.code, first.module, first.severity) == ("dead-units", "4", "error")
+
+
+def test_a_norm_with_a_zero_scale_is_a_start_of_a_branch():
+    model = stack(between=nn.LayerNorm)
+    model[4].weight.data.fill_(0.0)
+    assert all(f.module != "4" for f in findings(model) if f.code == "exploding-signal")
