@@ -329,6 +329,13 @@ def test_a_bias_that_others_read_stays():
     assert not treatment.done
 
 
+def test_trouble_that_was_there_is_no_reason_to_leave_a_model():
+    """One row is too few for the batch norm that it has; the skips are not to blame."""
+    net = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), *stack(4))
+    (treatment,) = apply_cures(net, [finding("add-skips")], EXAMPLE[:1])
+    assert treatment.done
+
+
 # ---- other tensors ------------------------------------------------------------------------------
 
 

@@ -38,6 +38,8 @@ class Patient:
         self.attribution: Attribution = attribute(model, example)
         self._shapes = _shapes(self.attribution.trace.outputs)
         self.was_finite = _all_finite(self.attribution.trace.outputs)
+        # One row and a batch norm, say: what does not run before need not run afterwards.
+        self._had_trouble = bool(self._trouble_in_training())
 
     @property
     def names(self) -> dict[nn.Module, str]:
@@ -74,14 +76,20 @@ class Patient:
             raise NotSafe("the outputs would have another shape")
         if self.was_finite and not _all_finite(outputs):
             raise NotSafe("the outputs would not be finite")
+        trouble = self._trouble_in_training()
+        if trouble and not self._had_trouble:
+            raise NotSafe(f"it would not run in training ({trouble})")
+
+    def _trouble_in_training(self) -> str:
+        """Why the model does not run in training on the example; "" where it does."""
         args, kwargs = arguments_of(self.example)
         with preserved(self.model), torch.no_grad():
             self.model.train()
             try:
                 self.model(*args, **kwargs)
             except Exception as error:
-                reason = str(error).strip().partition("\n")[0] or type(error).__name__
-                raise NotSafe(f"it would not run in training ({reason})") from error
+                return str(error).strip().partition("\n")[0] or type(error).__name__
+        return ""
 
 
 def _shapes(outputs: list[Value]) -> list[torch.Size]:
