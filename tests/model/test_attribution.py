@@ -36,7 +36,9 @@ def read_table(table: str) -> dict[str, Line]:
         flags = {w: "?" if f"{w}?" in words else "yes" if w in words else "no" for w in _WORDS}
         known = {*_WORDS, *(f"{w}?" for w in _WORDS)}
         assert {w for w in words if "=" not in w} <= known, f"a misspelt word: {text}"
-        lines[name] = Line(kinds, consumers, flags, numbers.get("d", "?"), numbers.get("u", "1"))
+        lines["" if name == "." else name] = Line(
+            kinds, consumers, flags, numbers.get("d", "?"), numbers.get("u", "1")
+        )
     return lines
 
 

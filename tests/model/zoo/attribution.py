@@ -141,6 +141,8 @@ ZOO = [
     Expected("two_heads", lambda: rows(n.TwoHeads()), t.TWO_HEADS),
     Expected("siamese", _two_rows, t.SIAMESE),
     Expected("gated", lambda: rows(n.Gated()), t.GATED),
+    Expected("highway", lambda: rows(n.Highway()), t.HIGHWAY),
+    Expected("two_sided", lambda: rows(n.TwoSided()), t.TWO_SIDED),
     Expected("lstm", lambda: tokens(s.RecurrentClassifier(nn.LSTM)), t.RECURRENT),
     Expected("gru", lambda: tokens(s.RecurrentClassifier(nn.GRU, layers=2)), t.RECURRENT),
     Expected("unrolled", lambda: steps(s.Unrolled(), 24), t.UNROLLED),
@@ -151,6 +153,7 @@ ZOO = [
         t.LANGUAGE_MODEL_BRANCHES,
     ),
     Expected("attention_by_hand", lambda: steps(s.AttentionByHand(), 24), t.ATTENTION_BY_HAND),
+    Expected("summed_attention", lambda: steps(s.SummedAttention(), 24), t.SUMMED_ATTENTION),
     Expected(
         "multihead_attention",
         lambda: steps(s.MultiheadClassifier()),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 # ---- activations as people write them -----------------------------------------------------------
 
@@ -264,3 +265,35 @@ class Gated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(F.glu(self.inner(x), -1))
+
+
+class Highway(nn.Module):
+    """A learned mixture of a layer and its input."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        self.share = nn.Linear(width, width)
+        self.change = nn.Linear(width, width)
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        share = torch.sigmoid(self.share(x))
+        return self.head(share * F.relu(self.change(x)) + (1 - share) * x)
+
+
+class TwoSided(nn.Module):
+    """Both halves of a ReLU, in place and side by side, recomputed in the backward pass."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        self.first = nn.Linear(width, width)
+        self.second = nn.Linear(2 * width, width)
+        self.head = nn.Linear(width, 4)
+
+    def halves(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return torch.cat([F.relu(x), F.relu(-x)], -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(checkpoint(self.halves, x, use_reentrant=False))
+        return F.log_softmax(self.head(x.tanh_()), -1)

@@ -124,6 +124,22 @@ class AttentionByHand(nn.Module):
         return self.out((scores.softmax(-1) @ self.value(x)).mean(1))
 
 
+class SummedAttention(nn.Module):
+    """Attention as sums over named axes, behind learned queries."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(4, width))
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = torch.einsum("qd,ntd->nqt", self.queries, self.key(x)) / x.shape[-1] ** 0.5
+        mixed = torch.einsum("nqt,ntd->nqd", scores.softmax(-1), self.value(x))
+        return self.out(mixed.mean(1))
+
+
 class MultiheadClassifier(nn.Module):
     """``nn.MultiheadAttention`` with a skip around it, in front of a head."""
 

@@ -26,7 +26,8 @@ The rules a careful person follows where there is a choice:
   ``gate``; the scale of squeeze-and-excite is an activation like any other;
 - an attention module has two weights: the joint projection that it owns (its own line), read by
   the attention itself, and that of its output, which it never calls as a module;
-- a layer that is there and never runs is not in the table.
+- a layer that is there and never runs is not in the table;
+- a dot stands for the model itself, where a weight is its own.
 """
 
 from dataclasses import dataclass
@@ -302,6 +303,20 @@ inner  linear  gate|glu  in   d=0
 head   linear  linear    out  d=1
 """
 
+#: The share is an activation like any other; its layer's scale is that of a sigmoid.
+HIGHWAY = """
+share   linear  sigmoid  in   d=0
+change  linear  relu     in   d=0
+head    linear  linear   out  d=1
+"""
+
+#: A ReLU and a mirrored one read the same output: either is the consumer, and both are ReLU-like.
+TWO_SIDED = """
+first   linear  relu     in   d=0
+second  linear  tanh          d=1
+head    linear  softmax  out  d=2
+"""
+
 # ---- sequences -----------------------------------------------------------------------------------
 
 #: The gates lie inside the recurrent layer; what reads its output is the last layer.
@@ -348,6 +363,14 @@ query  linear  attention|softmax  in   d=0
 key    linear  attention|softmax  in   d=0
 value  linear  attention|linear   in   d=0
 out    linear  linear             out  d=1
+"""
+
+#: Learned queries are a weight that the keys run into, and the model itself owns it.
+SUMMED_ATTENTION = """
+.      linear  attention|softmax              d=1
+key    linear  attention|softmax|linear  in   d=0
+value  linear  attention|linear          in   d=0
+out    linear  linear                    out  d=2
 """
 
 #: The sum is read by attention through the norm, and by the head without one. The attention has
