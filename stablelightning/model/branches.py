@@ -1,6 +1,6 @@
 """Residual branches and depth: where a forward goes around its weights, and where it cannot."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from stablelightning.model.regions import constant
 from stablelightning.model.trace import Operation, Trace, Value
@@ -19,7 +19,8 @@ class Branch:
         last_layer: the last of them.
         last_norm: dotted name of a norm between the last weight and the addition, if there is one.
         has_norm: whether there is a norm anywhere inside.
-        norm_after: whether the sum is normalised before anything else reads it.
+        norm_after: whether the sum is normalised before anything else reads it, as in a post-norm
+            block; the last norm of a pre-norm stream is not counted.
         scale: dotted name of a parameter that multiplies the branch after its last weight.
         scale_value: the largest magnitude in it.
         projection: dotted name of the weight in the way around, if it is no identity.
@@ -75,13 +76,8 @@ def find_branches(trace: Trace, uses: list[WeightUse]) -> tuple[list[Branch], Wa
             residual[operation.number] = 1 << operation.number
             found.append(branch)
     total = len(found)
-    placed = [_placed(branch, index, total) for index, branch in enumerate(found)]
+    placed = [replace(branch, index=index, total=total) for index, branch in enumerate(found)]
     return placed, graph.way(set(residual))
-
-
-def _placed(branch: Branch, index: int, total: int) -> Branch:
-    values = {name: getattr(branch, name) for name in Branch.__dataclass_fields__}
-    return Branch(**{**values, "index": index, "total": total})
 
 
 class _Graph:
@@ -132,7 +128,24 @@ class _Graph:
         if self._is_gated(own[around]):
             return None  # a highway: the gate decides what goes around
         projection = self.layer[inside[around][0]] if inside[around] else None
-        return self._describe(operation, own[branch], inside[branch], projection)
+        found = self._describe(operation, own[branch], inside[branch], projection)
+        if found.norm_after and self._is_a_stream(sides[around], own[branch], inside, residual):
+            return replace(found, norm_after=False)
+        return found
+
+    def _is_a_stream(
+        self, around: Value, mask: int, inside: list[list[int]], residual: dict[int, int]
+    ) -> bool:
+        """Whether sums run on without norms: one goes around here, or the branch is pre-norm."""
+        value = around
+        while value.maker is not None and value.maker.kind in ("view", "dropout"):
+            value = next(v for v in value.maker.inputs() if v.moving)
+        if value.maker is not None and value.maker.number in residual:
+            return True
+        first = min(number for side in inside for number in side)
+        return any(
+            self.trace.operations[n].kind == "norm" for n in _bits(mask & ((1 << first) - 1))
+        )
 
     def _after(self, fork: int, mask: int) -> list[int]:
         return [n for n in _bits(mask) if self.before[n] >> fork & 1]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from stablelightning.model.operations import written_arguments
+from stablelightning.model.operations import overwritten_arguments, written_arguments
 from stablelightning.model.trace import Operation, Value
 
 Scalar = Callable[[Tensor], Tensor]
@@ -49,17 +49,35 @@ class Region:
     exits: list[Value] = field(default_factory=list)
 
     def function(self, exit_value: Value) -> Scalar:
-        """The function from the start to one of the exits, on tensors of any float type."""
-        needed = _needed(self.operations, exit_value)
+        """The function from the start to one of the exits, on tensors of any float type.
+
+        It holds nothing of the trace: what keeps it does not keep the tensors of the pass.
+        """
+        if exit_value is self.start:
+            return torch.clone
+        places = {id(self.start): 0}
+        steps = []
+        for operation in self.computing(exit_value):
+            steps.append(_step(operation, places))
+            places[id(operation.outputs[0])] = len(places)
+        wanted = places[id(exit_value)]
 
         def replay(x: Tensor) -> Tensor:
-            numbers = {id(self.start): x}
-            for operation in needed:
-                for value, result in zip(operation.outputs, _run(operation, numbers), strict=False):
-                    numbers[id(value)] = result
-            return numbers[id(exit_value)]
+            numbers = [x]
+            for step in steps:
+                numbers.append(step(numbers))
+            return numbers[wanted]
 
         return replay
+
+    def computing(self, exit_value: Value) -> list[Operation]:
+        """The operations that one of the exits needs, in order."""
+        wanted, needed = {id(exit_value)}, []
+        for operation in reversed(self.operations):
+            if id(operation.outputs[0]) in wanted:
+                needed.append(operation)
+                wanted.update(id(v) for v in operation.inputs())
+        return needed[::-1]
 
 
 def region_of(start: Value, outputs: set[int]) -> Region:
@@ -123,43 +141,76 @@ def constant(value: Value) -> float | None:
     return float(first)
 
 
-def _needed(operations: list[Operation], exit_value: Value) -> list[Operation]:
-    wanted, needed = {id(exit_value)}, []
-    for operation in reversed(operations):
-        if id(operation.outputs[0]) in wanted:
-            needed.append(operation)
-            wanted.update(id(v) for v in operation.inputs())
-    return needed[::-1]
+_Step = Callable[[list[Tensor]], Tensor]
 
 
-def _run(operation: Operation, numbers: dict[int, Tensor]) -> list[Tensor]:
-    op = operation.op
-    assert op is not None
-    first = next(numbers[id(v)] for v in operation.inputs() if id(v) in numbers)
+@dataclass(frozen=True)
+class _Place:
+    """Stands for the number at a place of the list that a replay fills."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class _Constant:
+    number: float
+    dtype: torch.dtype | None  # None: that of the numbers given
+
+
+def _step(operation: Operation, places: dict[int, int]) -> _Step:
+    """One operation, ready to be replayed. It holds numbers, not the tensors of the trace."""
+    first = next(places[id(v)] for v in operation.inputs() if id(v) in places)
     if operation.name in _SAME_NUMBERS:
-        return [first]
+        kept = _dtype(operation.outputs[0])
+        return lambda numbers: numbers[first].to(kept or numbers[0].dtype)
     if operation.name == "rrelu_with_noise":  # in eval: the mean of its slopes
         given_slopes = [float(a) for a in operation.args[2:4]]
-        slopes = [*given_slopes, *_RRELU_SLOPES[len(given_slopes) :]]
-        return [F.leaky_relu(first, sum(slopes) / 2)]
+        slope = sum([*given_slopes, *_RRELU_SLOPES[len(given_slopes) :]]) / 2
+        return lambda numbers: F.leaky_relu(numbers[first], slope)
 
-    def given(leaf: Any) -> Any:
+    def stand_in(leaf: Any) -> Any:
         if not isinstance(leaf, Value):
             return leaf
-        if id(leaf) in numbers:
-            return numbers[id(leaf)]
-        number = constant(leaf)
-        if number is None:  # PReLU's slopes: one each channel, or not there yet
-            number = _PRELU_START if leaf.tensor.is_meta else float(leaf.tensor.mean())
-        dtype = first.dtype if leaf.tensor.is_floating_point() else leaf.tensor.dtype
-        return torch.tensor(number, dtype=dtype, device=first.device)
+        return _Place(places[id(leaf)]) if id(leaf) in places else _constant_of(leaf)
 
-    args, kwargs = tree_map(given, (operation.args, operation.kwargs))
-    args = list(args)
-    for position in written_arguments(op):  # the numbers given belong to the caller
-        if isinstance(position, int) and position < len(args):
-            args[position] = args[position].clone()
-    return [t for t in tree_leaves(op(*args, **kwargs)) if isinstance(t, Tensor)]
+    op = operation.op
+    assert op is not None
+    out = [key for key in overwritten_arguments(op) if key in operation.kwargs]
+    read = {key: a for key, a in operation.kwargs.items() if key not in out}
+    args, kwargs = tree_map(stand_in, (list(operation.args), read))
+    written = [key for key in written_arguments(op) if isinstance(key, int) and key < len(args)]
+    made = _dtype(operation.outputs[0])
+
+    def run(numbers: list[Tensor]) -> Tensor:
+        x = numbers[0]
+
+        def fill(leaf: Any) -> Any:
+            if isinstance(leaf, _Place):
+                return numbers[leaf.index]
+            if not isinstance(leaf, _Constant):
+                return leaf
+            return torch.tensor(leaf.number, dtype=leaf.dtype or x.dtype, device=x.device)
+
+        given, named = tree_map(fill, (args, kwargs))
+        for position in written:  # the numbers given belong to the caller
+            given[position] = given[position].clone()
+        for key in out:
+            named[str(key)] = torch.empty(0, dtype=made or x.dtype, device=x.device)
+        return next(t for t in tree_leaves(op(*given, **named)) if isinstance(t, Tensor))
+
+    return run
+
+
+def _constant_of(value: Value) -> _Constant:
+    number = constant(value)
+    if number is None:  # PReLU's slopes: one each channel, or not there yet
+        number = _PRELU_START if value.tensor.is_meta else float(value.tensor.mean())
+    return _Constant(number, _dtype(value))
+
+
+def _dtype(value: Value) -> torch.dtype | None:
+    """Of truths and whole numbers, which keep theirs; ``None`` for floats."""
+    return None if value.tensor.is_floating_point() else value.tensor.dtype
 
 
 # ---- what a function is -------------------------------------------------------------------------
