@@ -105,7 +105,7 @@ def test_the_order_is_that_of_execution(case: Expected):
     called: dict[str, None] = {}
     expected = read_table(case.table)
     for name, module in model.named_modules():
-        if name in expected:
+        if name and name in expected:
             module.register_forward_hook(lambda *_, name=name: called.setdefault(name))
     roles = [r.name for r in attribute(model, inputs).layers]
     assert [name for name in roles if name in called] == list(called)
