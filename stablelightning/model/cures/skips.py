@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stablelightning.model.attribution import Consumer
+from stablelightning.model.consumers import Consumer
 from stablelightning.model.cures.patient import Patient
 from stablelightning.model.cures.treatment import NotSafe, module_named
 from stablelightning.model.structure import weight_layers
