@@ -56,7 +56,8 @@ def initialize(
         scheme: ``"auto"``, or ``"he"``, ``"glorot"``, ``"lecun"``, ``"orthogonal"`` for every
             linear layer and convolution; ``"mirrored"`` for plain stacks of any depth; ``"lsuv"``:
             orthogonal, then each layer scaled on the example; ``"fixup"``: as ``"auto"`` without
-            the deep stacks. A :class:`~stablelightning.model.schemes.Scheme` of your own.
+            the deep stacks; ``"branches"``: with these at unit size, for layers that become
+            residual branches. A :class:`~stablelightning.model.schemes.Scheme` of your own.
         overwrite: write also what is not fresh: everything (``True``), or the named layers and
             what is inside the named modules.
 
