@@ -27,6 +27,8 @@ SIZES = (1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16)
 _MOST_BENT = 0.1
 #: A mirrored pair that hands on less than this share of the function hands on nothing.
 _NOTHING = 1e-12
+#: What rounding leaves between the rows of an orthogonal matrix, in half precision too.
+_ORTHOGONAL = 1e-2
 
 
 def mirrored(function: Scalar) -> Scalar:
@@ -128,6 +130,31 @@ def in_mirrored_halves(weight: Tensor) -> bool:
         return False
     first, second = weight.detach().chunk(2)
     return torch.equal(first, -second) and bool(first.any())
+
+
+def is_isometry(weight: Tensor) -> bool:
+    """Whether a weight is a multiple of an orthogonal one, or made of mirrored halves of such.
+
+    No training leaves this so: who finds it finds a weight that was just drawn.
+
+    Args:
+        weight: units in the first dimension.
+
+    Example:
+        >>> is_isometry(torch.eye(3) / 2), is_isometry(torch.ones(3, 3))
+        (True, False)
+    """
+    if weight.ndim < 2 or not weight.numel():
+        return False
+    rows = weight.detach().flatten(1).double()
+    if in_mirrored_halves(weight):
+        rows = rows[: len(rows) // 2]
+    gram = rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows
+    size = gram.diagonal().mean()
+    if not (torch.isfinite(size) and size > 0):
+        return False
+    unit = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return bool((gram / size - unit).abs().max() < _ORTHOGONAL)
 
 
 def is_even(function: Scalar) -> bool:

@@ -62,7 +62,7 @@ def isometry_rules(
                 continue
             if len(known) == len(run) - 1 > 0 and scheme.isometric(len(run), found):
                 weights = [w for w in map(weight_of, run) if w is not None]
-                rules.update(_Isometry(run, weights, known).rules())
+                rules.update(_Isometry(run, weights, known, scheme).rules())
     return rules
 
 
@@ -83,7 +83,11 @@ class _Isometry:
     """One run of layers, and the function after each but the last."""
 
     def __init__(
-        self, roles: list[LayerRole], weights: list[Tensor], functions: list[Scalar]
+        self,
+        roles: list[LayerRole],
+        weights: list[Tensor],
+        functions: list[Scalar],
+        scheme: Scheme,
     ) -> None:
         self._roles, self._weights = roles, weights
         pairs: dict[Scalar, tuple[bool, Scalar]] = {}
@@ -97,7 +101,7 @@ class _Isometry:
         #: Whether each layer but the last makes mirrored halves, and what a unit hands on.
         self._mirrors = [not pairs[function][0] for function in functions]
         self._handed = [pairs[function][1] for function in functions]
-        self._size = working_size(self._handed)
+        self._size = 1.0 if scheme.unit_size else working_size(self._handed)
         gains = {f: isometric_gain(f, self._size) for f in dict.fromkeys(self._handed)}
         self._gains = [gains[f] for f in self._handed]
 

@@ -194,6 +194,8 @@ class Scheme:
             functions are not odd), given its number of weights and the functions inside.
         residual: whether residual branches begin closed, or scaled by depth.
         by_data: whether each layer's output is scaled to unit size on the example afterwards.
+        unit_size: whether those stacks work at a signal of size 1, however much their functions
+            bend it: what is right for layers that will be residual branches.
     """
 
     name: str
@@ -201,6 +203,7 @@ class Scheme:
     isometric: Callable[[int, list[Properties]], bool] = no_stack
     residual: bool = False
     by_data: bool = False
+    unit_size: bool = False
 
 
 AUTO = Scheme("auto", by_property, isometric=deep_stacks, residual=True)
@@ -215,6 +218,7 @@ SCHEMES = {
         Scheme("orthogonal", orthogonal_rule),
         Scheme("mirrored", by_property, isometric=any_stack, residual=True),
         Scheme("lsuv", orthogonal_rule, by_data=True),
+        Scheme("branches", by_property, isometric=deep_stacks, residual=True, unit_size=True),
         Scheme("fixup", by_property, residual=True),
     )
 }

@@ -187,6 +187,10 @@ def _requests(findings: "Iterable[Finding]") -> list[_Request]:
         ask(finding.cure, arguments, finding)
         if weights_too:
             ask(INITIALIZE, {}, finding)
+    for request in merged.values():
+        if request.cure == INITIALIZE and any(other.cure in _BEHIND for other in merged.values()):
+            # What becomes branches need not be straight, and bends more with a larger signal.
+            request.arguments.setdefault("scheme", "branches")
     order = [*(name for name in CURES if name not in _BEHIND), INITIALIZE, *_BEHIND]
     return sorted(
         merged.values(), key=lambda r: order.index(r.cure) if r.cure in order else len(order)

@@ -69,7 +69,7 @@ class Row:
     def optimizer_for(self, model: nn.Module) -> torch.optim.Optimizer:
         if self.optimizer == "sgd":
             return torch.optim.SGD(model.parameters(), lr=self.rate)
-        return torch.optim.Adam(model.parameters(), lr=self.rate)
+        return torch.optim.Adam(model.parameters(), lr=self.rate, fused=True)  # the same, faster
 
     def scaled(self, factor: float) -> "Row":
         return replace(self, epochs=max(1, round(self.epochs * factor)))
