@@ -155,7 +155,7 @@ class _Found(BaseException):
 
 class _Search(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: FirstFault | None = None
         self._names = {m: name for name, m in model.named_modules()}
         self._stack: list[str] = []

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from stablelightning.functional.signals import log_slope
-from stablelightning.model.attribution import Attribution, Branch, LayerRole
+from stablelightning.model.attribution import Attribution, LayerRole
+from stablelightning.model.branches import Branch
 from stablelightning.model.first_fault import FirstFault
 from stablelightning.model.observe import ActivationSignal, TensorSignal
 from stablelightning.model.watched import LossCall, WatchedNorm

@@ -168,7 +168,20 @@ def observe(values: Tensor, *, dimension: int, examples: int) -> TensorSignal:
             stds.max() / stds.median().clamp_min(SMALLEST_POWER),
         ]
     ).tolist()
-    return TensorSignal(*numbers, rows=rows, units=data.shape[1], finite=math.isfinite(numbers[2]))
+    average, std, rms, share, cosine, largest, quiet, spread = numbers
+    return TensorSignal(
+        mean=average,
+        std=std,
+        rms=rms,
+        mean_share=share,
+        cosine=cosine,
+        largest=largest,
+        quiet=quiet,
+        spread=spread,
+        rows=rows,
+        units=data.shape[1],
+        finite=math.isfinite(rms),
+    )
 
 
 def observe_activation(

@@ -139,7 +139,9 @@ def _is_unusual(tensor: Tensor) -> bool:
 def _write_back(tensor: Tensor, content: Tensor) -> None:
     # Past autograd and its version counters: a graph of the user's may still hold this tensor.
     if tensor.shape != content.shape or not torch.equal(tensor.detach(), content):
-        tensor.data.set_(content) if tensor.shape != content.shape else tensor.data.copy_(content)
+        if tensor.shape != content.shape:  # resized in place
+            tensor.data.resize_(content.shape)
+        tensor.data.copy_(content)
 
 
 def _same_entries(present: dict[Any, Any], kept: dict[Any, Any]) -> bool:

@@ -94,11 +94,11 @@ class StepWatch(TorchFunctionMode):
                 self._handles.append(module.register_forward_hook(self._scaled))
             elif isinstance(module, _DropoutNd | nn.AlphaDropout):
                 self._handles.append(module.register_forward_hook(self._dropout_leaves))
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *details: Any) -> None:
-        super().__exit__(*details)
+        super().__exit__(*details)  # type: ignore[no-untyped-call]
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -202,7 +202,7 @@ class StepWatch(TorchFunctionMode):
         units = layer.output.units if layer.output is not None else None
         dimension = unit_dimension(first.shape, layer.module, units)
         layer.activation = self._observed(name, function, first, dimension)
-        stops: ChainMap[Node, Any] = ChainMap(self._scales, self._makers)  # type: ignore[arg-type]
+        stops: ChainMap[Node, Any] = ChainMap(self._scales, self._makers)
         layer.norm = next((x for x in first_met(first.grad_fn, stops) if isinstance(x, str)), "")
 
     def _observed(
@@ -292,7 +292,7 @@ class StepWatch(TorchFunctionMode):
             name, examples = self._names[module], given.shape[0]
             self.norms[module] = norm = WatchedNorm(name, rows, examples, module.training)
             if module.training and given.grad_fn is not None:
-                stops: ChainMap[Node, Any] = ChainMap(self._noisy, self._makers)  # type: ignore[arg-type]
+                stops: ChainMap[Node, Any] = ChainMap(self._noisy, self._makers)
                 met = first_met(given.grad_fn, stops)
                 norm.after_dropout = next((x for x in met if isinstance(x, str)), None)
         elif not self.norms[module].recurrent:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from stablelightning.model.diagnosis import Finding
 from stablelightning.model.findings.activations import FAR_BIAS, LARGE_BIAS
 from stablelightning.model.findings.examination import Examination, about, others
+from stablelightning.model.findings.weights import UNSCALED
 from stablelightning.model.measurement import MeasuredLayer
 
 #: Growth of the standard deviation from the first layer on. A hundredfold leaves the range in which
@@ -74,6 +75,8 @@ def collapsed_signal(examination: Examination) -> Iterator[Finding]:
 def _by_bias(layer: MeasuredLayer) -> bool:
     """Whether its own biases, larger than any rule draws them, make its outputs alike."""
     weights = layer.weights
+    if layer.gates or layer.consumer in UNSCALED:
+        return False  # a gate that starts open has a bias of one
     return weights is not None and weights.bias_rms > max(
         LARGE_BIAS / math.sqrt(weights.fan_in), FAR_BIAS * layer.output.std
     )

@@ -26,7 +26,7 @@ ODD_SMALL_GAIN = 0.2
 LARGE_OUTPUT = 5.0
 #: Consumers for which a small scale is a choice (flat attention, open gates); embeddings are drawn
 #: with 0.02 in language models.
-_UNSCALED = ("softmax", "attention", "gate")
+UNSCALED = ("softmax", "attention", "gate")
 #: Weights that spread less than this around their mean, relative to it, are one constant.
 CONSTANT_SPREAD = 1e-3
 #: From half the units on, copies are how the layer was made, and not two that were tied on purpose.
@@ -178,7 +178,7 @@ def _is_large(layer: MeasuredLayer, ratio: float) -> bool:
 def _is_small(layer: MeasuredLayer, ratio: float) -> bool:
     weights = layer.weights
     assert weights is not None
-    if layer.kind == "embedding" or layer.gates or layer.consumer in _UNSCALED:
+    if layer.kind == "embedding" or layer.gates or layer.consumer in UNSCALED:
         return False
     if _ends_branch(layer) or layer.is_output:  # such starts are rules of their own
         return weights.gain < SMALL_GAIN_BEFORE_NORM
