@@ -7,7 +7,8 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from stablelightning.functional.initialize import fixup_factor
-from stablelightning.model.attribution import Attribution, Branch, LayerRole
+from stablelightning.model.attribution import Attribution, LayerRole
+from stablelightning.model.branches import Branch
 from stablelightning.model.defaults import Verdict
 from stablelightning.model.initialization import LayerInitialization, joined
 
