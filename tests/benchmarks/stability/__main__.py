@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ import stablelightning as sl
 from tests.benchmarks.stability import show, theory
 from tests.benchmarks.stability.judge import Verdict, judge
 from tests.benchmarks.stability.rows import COLUMNS, ROWS, Row
-from tests.benchmarks.stability.training import train_all
+from tests.benchmarks.stability.training import Result, train_all
 
 PROFILED = ("relu", "leaky_relu", "gelu", "silu", "mish", "selu", "tanh")
 #: ``--quick``: enough to see that every part runs, far too little to judge by.
@@ -32,21 +33,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = [row.scaled(given.epochs_scale) for row in _chosen(given.rows)]
     result: dict[str, Any] = {
         "machine": f"{platform.machine()}, torch {torch.__version__}, package {sl.__version__}",
-        "seeds": given.seeds,
         "epochs scale": given.epochs_scale,
     }
     if not given.training_only:
         result |= _theory()
     verdicts = _trained(rows, seeds=given.seeds, processes=given.processes)
-    show.show_training(verdicts, seeds=given.seeds)
+    seeds = max((len(cell.accuracies) for v in verdicts for cell in v.cells.values()), default=0)
+    show.show_training(verdicts, seeds=seeds)
     met = sum(verdict.met for verdict in verdicts)
     minutes = (time.perf_counter() - started) / 60
     print(f"\n{met} of {len(verdicts)} rows meet every bound; {minutes:.0f} minutes")
-    result |= {"training": [asdict(verdict) for verdict in verdicts], "minutes": minutes}
+    result |= {
+        "seeds": seeds,
+        "training": [asdict(verdict) for verdict in verdicts],
+        "minutes": minutes,
+    }
     if given.json:
         Path(given.json).write_text(json.dumps(result, indent=1) + "\n")
     if given.figure:
-        show.draw(verdicts, seeds=given.seeds).savefig(given.figure, facecolor="white")
+        show.draw(verdicts, seeds=seeds).savefig(given.figure, facecolor="white")
     return 0 if met == len(verdicts) else 1
 
 
@@ -101,13 +106,20 @@ def _theory() -> dict[str, Any]:
 
 
 def _trained(rows: list[Row], *, seeds: int, processes: int) -> list[Verdict]:
+    """Train everything; interrupted, judge the seeds that every row and column has finished."""
     total = len(rows) * len(COLUMNS) * seeds
-    results = []
-    for result in train_all(rows, COLUMNS, seeds=seeds, processes=processes):
-        results.append(result)
-        name = f"{result.row}, {result.column}, seed {result.seed}"
-        print(f"{len(results):4} of {total}  {result.accuracy:6.2f}  {name}", file=sys.stderr)
-    return [judge(row, results) for row in rows]
+    results: list[Result] = []
+    trainings = train_all(rows, COLUMNS, seeds=seeds, processes=processes)
+    try:
+        for result in trainings:
+            results.append(result)
+            name = f"{result.row}, {result.column}, seed {result.seed}"
+            print(f"{len(results):4} of {total}  {result.accuracy:6.2f}  {name}", file=sys.stderr)
+    except KeyboardInterrupt:
+        trainings.close()
+    counts = Counter(result.seed for result in results)
+    whole = [r for r in results if counts[r.seed] == len(rows) * len(COLUMNS)]
+    return [judge(row, whole) for row in rows]
 
 
 if __name__ == "__main__":

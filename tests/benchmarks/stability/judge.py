@@ -44,7 +44,7 @@ class Verdict:
 
     @property
     def met(self) -> bool:
-        return all(margin >= 0 for margin in self.bounds.values())
+        return bool(self.bounds) and all(margin >= 0 for margin in self.bounds.values())
 
 
 def judge(row: Row, results: Iterable[Result]) -> Verdict:

@@ -1,6 +1,6 @@
 """The digits, the columns, and ordinary training."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -141,18 +141,20 @@ def _train(row: Row, model: nn.Module, data: tuple[Tensor, Tensor], *, seed: int
 
 
 def train_all(
-    rows: Iterable[Row], columns: Iterable[str], *, seeds: int, processes: int
-) -> Iterator[Result]:
-    """Every row, column and seed, as they finish."""
-    tasks = [(r, c, s) for r in rows for c in columns for s in range(seeds)]
+    rows: Sequence[Row], columns: Sequence[str], *, seeds: int, processes: int
+) -> Generator[Result, None, None]:
+    """Every row, column and seed, as they finish; seed by seed, so that a part is a table too."""
+    tasks = [(r, c, s) for s in range(seeds) for r in rows for c in columns]
     if processes <= 1:
         _prepare()
         yield from (train(*task) for task in tasks)
         return
-    context = get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_prepare) as pool:
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_prepare)
+    try:
         futures: list[Future[Result]] = [pool.submit(train, *task) for task in tasks]
         yield from (future.result() for future in as_completed(futures))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _prepare() -> None:
