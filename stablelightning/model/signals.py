@@ -202,7 +202,7 @@ def _read(
     ]
     _place(layers, watch)
     lost = [pair for x in watch.layers.values() for pair in x.gradient_lost]
-    gone, alive = torch.stack(lost).sum(0).tolist() if lost else (0, 0)
+    gone, alive = _stacked(lost).sum(0).tolist() if lost else (0, 0)
     return Measurement(
         layers=layers,
         attribution=None,
@@ -284,7 +284,12 @@ def _parameters_are_finite(model: nn.Module, layers: Iterable[nn.Module]) -> boo
     """Also of norms, where a ReLU may hide an infinity from everything that follows."""
     seen = {id(p) for layer in layers for p in layer.parameters()}  # their sizes are known
     norms = [torch.linalg.vector_norm(_real(p)) for p in model.parameters() if id(p) not in seen]
-    return not norms or bool(torch.isfinite(torch.stack(norms)).all())
+    return not norms or bool(torch.isfinite(_stacked(norms)).all())
+
+
+def _stacked(numbers: list[Tensor]) -> Tensor:
+    """One tensor of several, which may lie on several devices."""
+    return torch.stack([number.to(numbers[0].device) for number in numbers])
 
 
 def _got_bad_gradient(layer: MeasuredLayer) -> bool:

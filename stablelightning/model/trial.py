@@ -84,7 +84,7 @@ def try_step(
         learning_rate=max(float(group["lr"]) for group in optimizer.param_groups),
         loss_before=before,
         loss_after=after,
-        promised=-float(torch.stack(products).sum()),
+        promised=-sum(float(product) for product in products),
         moved=_relative_move(output, output_after),
     )
 
