@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch._ops import OpOverload
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -40,6 +41,8 @@ from stablelightning.model.stochastic import StochasticModules, sampling_mode
 
 #: Modules whose kernels hide gates and time steps: each call counts as one operation.
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+#: Modules that take a signal: what they are given is one, though it be learned queries.
+_TAKE_SIGNALS = (nn.Linear, _ConvNd, nn.LayerNorm, nn.MultiheadAttention, *RECURRENT)
 #: Operations that take a tensor's shape and none of its numbers.
 _NEW = (
     "empty_like",
@@ -63,7 +66,7 @@ class Value:
         tensor: the tensor; a later write in place may have changed its content.
         maker: the operation that made it; ``None`` for parameters, buffers and constants.
         name: of a parameter or buffer, its dotted name, also after a write into it; else "".
-        moving: whether it depends on the model's inputs.
+        moving: whether it is a signal: it depends on the model's inputs or on learned queries.
         users: the operations that read it, in order.
     """
 
@@ -80,8 +83,9 @@ class Operation:
 
     Args:
         number: position in the forward.
-        op: the aten overload; ``None`` for an input of the model, a recurrent module taken whole,
-            or what a write in place does to another view of the same memory.
+        op: the aten overload; ``None`` for an input of the model (learned queries that a layer
+            reads among them), a recurrent module taken whole, or what a write in place does to
+            another view of the same memory.
         kind: see :func:`~stablelightning.model.operations.operation_kind`; also ``input``.
         name: the operation's name, such as ``"relu"``.
         args: positional arguments.
@@ -347,8 +351,18 @@ class _Watcher(TorchDispatchMode):
             return
         start = len(self.trace.operations)
         read = [] if self._inside_recurrent else tensors_in((args, kwargs))
+        if isinstance(module, _TAKE_SIGNALS):
+            self._take_for_signals(read)
         self._stack.append(Call(module, [self.value(t) for t in read], start=start))
         self._inside_recurrent += isinstance(module, RECURRENT)
+
+    def _take_for_signals(self, given: list[Tensor]) -> None:
+        """Learned queries and constants that a layer reads are inputs of the model as well."""
+        for tensor in given:
+            value = self.value(tensor)
+            if not value.moving and tensor.is_floating_point():
+                operation = self._add("input", "input", (value,), {}, [_unwrapped(tensor)])
+                operation.outputs[0].moving = True
 
     def _leave(self, module: nn.Module, _args: Any, output: Any) -> None:
         if module not in self.trace.names or not self._stack:

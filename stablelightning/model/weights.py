@@ -44,9 +44,9 @@ def weight_uses(model: nn.Module, trace: Trace) -> list[WeightUse]:
         parameters = _parameters(operation)
         if not parameters:
             continue
+        if operation.kind != "embedding" and not any(v.moving for v in operation.inputs()):
+            continue  # a weight is computed: a power iteration, a product of low rank
         owner = _owner(parameters[0])
-        if _measures_itself(operation, owner):
-            continue
         module = modules.get(owner, model)
         if operation.kind == "recurrent" and operation.module is not None:
             module, owner = operation.module, trace.names[operation.module]
@@ -82,26 +82,6 @@ def _parameters(operation: Operation) -> tuple[str, ...]:
             pending += value.maker.inputs()[::-1]
     matrices = tuple(name for name, ndim in found.items() if ndim >= 2)
     return matrices or tuple(found)
-
-
-def _measures_itself(operation: Operation, owner: str) -> bool:
-    """Whether the weight meets nothing but its owner's tensors: a power iteration, no layer."""
-    pending = list(operation.inputs())
-    leaves: list[Value] = []
-    seen: set[int] = set()
-    while pending:
-        value = pending.pop()
-        if value.moving:
-            return False
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if value.maker is None:
-            leaves.append(value)
-        else:
-            pending += value.maker.inputs()
-    held = any(not _is_parameter(leaf) for leaf in leaves)  # the vectors are buffers
-    return held and all(leaf.name and _owner(leaf.name) == owner for leaf in leaves)
 
 
 def _is_parameter(value: Value) -> bool:
