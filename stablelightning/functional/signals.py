@@ -163,15 +163,27 @@ def derivative_at(function: Callable[[Tensor], Tensor], points: Tensor) -> Tenso
         >>> derivative_at(torch.relu, torch.tensor([-1.0, 2.0]))
         tensor([0., 1.])
     """
+    return value_and_derivative(function, points)[1]
+
+
+def value_and_derivative(
+    function: Callable[[Tensor], Tensor], points: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Value and derivative of an elementwise function at each point, same shape, detached.
+
+    Example:
+        >>> value_and_derivative(torch.square, torch.tensor([3.0]))
+        (tensor([9.]), tensor([6.]))
+    """
     # Hooks of a checkpoint around this must not count what is saved here.
     unhooked = torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
     with torch.enable_grad(), unhooked:
         leaf = points.detach().clone().requires_grad_()
         value = function(leaf.clone())  # a copy: the function may write in place
         if value.grad_fn is None:
-            return torch.zeros_like(points)
+            return value.detach(), torch.zeros_like(points)
         (slope,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
-    return torch.zeros_like(points) if slope is None else slope.detach()
+    return value.detach(), torch.zeros_like(points) if slope is None else slope.detach()
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from stablelightning.functional.signals import (
     derivative_at,
     mean_cosine,
     saturated_share,
+    value_and_derivative,
 )
 
 #: Values that are looked at in one tensor. Shares and standard deviations of so many are exact to
@@ -208,10 +209,9 @@ def observe_activation(
     shape = function_shape(function, values) if shape is None else shape
     largest = shape.largest
     part = sample(values, dimension)
-    slopes = as_data_by_units(derivative_at(function, part), dimension)
-    data = as_data_by_units(part, dimension)
-    with torch.no_grad():
-        output = as_data_by_units(function(part.clone()), dimension)
+    made, slope_at = value_and_derivative(function, part)
+    slopes = as_data_by_units(slope_at, dimension)
+    data, output = as_data_by_units(part, dimension), as_data_by_units(made, dimension)
     mean = output.mean(0).square().sum()
     numbers = torch.stack(
         [
