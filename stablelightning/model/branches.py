@@ -88,6 +88,8 @@ class _Graph:
         self.layer = {use.operation.number: use.name for use in uses}
         self.layers = sum(1 << number for number in self.layer)
         self.before: list[int] = []
+        # Of each sum with an identity around its branch: what is inside, and what goes around.
+        self.sums: dict[int, tuple[int, Value]] = {}
         for operation in trace.operations:
             mask = 0
             for maker in self._makers(operation):
@@ -118,6 +120,8 @@ class _Graph:
         inside = [self._after(fork, mask & self.layers) for mask in own]
         if not any(inside):
             return None
+        if all(inside):  # perhaps x + f(x) + g(x): x goes around g as well
+            inside, own = self._beside(sides, inside, own)
         around = min((0, 1), key=lambda side: len(inside[side]))
         branch = 1 - around
         if len(inside[around]) > 1 or (inside[around] and len(inside[branch]) < 2):
@@ -129,6 +133,8 @@ class _Graph:
             return None  # a highway: the gate decides what goes around
         projection = self.layer[inside[around][0]] if inside[around] else None
         found = self._describe(operation, own[branch], inside[branch], projection)
+        if projection is None:
+            self.sums[operation.number] = (own[branch], sides[around])
         if found.norm_after and self._is_a_stream(sides[around], own[branch], inside, residual):
             return replace(found, norm_after=False)
         return found
@@ -137,15 +143,36 @@ class _Graph:
         self, around: Value, mask: int, inside: list[list[int]], residual: dict[int, int]
     ) -> bool:
         """Whether sums run on without norms: one goes around here, or the branch is pre-norm."""
-        value = around
-        while value.maker is not None and value.maker.kind in ("view", "dropout"):
-            value = next(v for v in value.maker.inputs() if v.moving)
-        if value.maker is not None and value.maker.number in residual:
+        if _source(around) in residual:
             return True
         first = min(number for side in inside for number in side)
         return any(
             self.trace.operations[n].kind == "norm" for n in _bits(mask & ((1 << first) - 1))
         )
+
+    def _beside(
+        self, sides: list[Value], inside: list[list[int]], own: list[int]
+    ) -> tuple[list[list[int]], list[int]]:
+        """Weights and operations of both sides, where one is a sum that the other is added to."""
+        gone = [self._gone_around(side) for side in sides]
+        bare = [[n for n in i if not g[0] >> n & 1] for i, g in zip(inside, gone, strict=True)]
+        if all(bare) or not any(bare):
+            return inside, own
+        free = 0 if not bare[0] else 1
+        skipped, base = gone[free]
+        branch = self._through(sides[1 - free]) & ~self._through(base)  # a shared norm is in both
+        kept = own[free] & ~skipped
+        if free == 0:
+            return [[], inside[1]], [kept, branch]
+        return [inside[0], []], [branch, kept]
+
+    def _gone_around(self, value: Value) -> tuple[int, Value]:
+        """The insides of the identity branches whose sum a value is, and what goes around all."""
+        found = 0
+        while (branch := self.sums.get(_source(value))) is not None:
+            found |= branch[0]
+            value = branch[1]
+        return found, value
 
     def _after(self, fork: int, mask: int) -> list[int]:
         return [n for n in _bits(mask) if self.before[n] >> fork & 1]
@@ -208,6 +235,14 @@ class _Graph:
         for number in self.layer:
             upstream |= self.before[number]
         return frozenset(_bits(returned & self.layers & ~upstream))
+
+
+def _source(value: Value) -> int:
+    """Number of the operation that made the numbers of a value, past views and dropout."""
+    maker = value.maker
+    while maker is not None and maker.kind in ("view", "dropout"):
+        maker = next((v.maker for v in maker.inputs() if v.moving), None)
+    return -1 if maker is None else maker.number
 
 
 def _bits(mask: int) -> list[int]:
