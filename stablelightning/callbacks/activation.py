@@ -1,22 +1,19 @@
 """An activation chosen by measurement, before training, around any LightningModule."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from stablelightning.callbacks.agreement import anyones_failure
-from stablelightning.callbacks.base import StableCallback
+from stablelightning.callbacks.before import ChangesStructure
 from stablelightning.callbacks.candidates import Candidates
 from stablelightning.callbacks.race_data import race_data
 from stablelightning.callbacks.resume import checkpoint_to_load
-from stablelightning.callbacks.steps import replace_method
 from stablelightning.errors import (
     RecipeError,
     StableLightningWarning,
@@ -29,7 +26,6 @@ from stablelightning.model.activation_selection import (
     RaceSettings,
     select_activation,
 )
-from stablelightning.model.cures import CHECKPOINT_KEY, recorded_treatments, repeat_treatments
 from stablelightning.model.generators import undisturbed_generators
 from stablelightning.report.activation import race_figure
 from stablelightning.report.wandb import log_figure, log_table
@@ -38,7 +34,7 @@ from stablelightning.report.wandb import log_figure, log_table
 _MARK = "_stable_activation"
 
 
-class SelectActivation(StableCallback):
+class SelectActivation(ChangesStructure):
     """Measure which activation suits the model and its data, and swap it in before training.
 
     In ``setup``, before there is an optimizer. Each candidate is swapped into a copy of the module,
@@ -114,6 +110,7 @@ class SelectActivation(StableCallback):
         seed: int = 0,
         required: bool = True,
     ) -> None:
+        super().__init__()
         _check_settings(candidates, steps=steps, seeds=seeds, finalists=finalists, seed=seed)
         self.candidates = candidates
         self.steps = steps
@@ -124,7 +121,6 @@ class SelectActivation(StableCallback):
         self.chosen: str | None = None
         self.evidence: dict[str, Any] = {}
         self._untold = False
-        self._restore: list[Callable[[], None]] = []
 
     # ---- when -------------------------------------------------------------------------------
 
@@ -132,42 +128,17 @@ class SelectActivation(StableCallback):
         """Choose, or prepare for the checkpoint that will be loaded."""
         super().setup(trainer, pl_module, stage)
         if checkpoint_to_load(trainer):
-            self._repeat_before_loading(pl_module)
+            self.repeat_before_loading(pl_module)
         elif stage == "fit" and trainer.limit_train_batches != 0 and _MARK not in vars(pl_module):
             _refuse_sharded(trainer)
-            self._when_the_model_is_there(trainer, pl_module)
+            self.when_the_model_is_there(trainer, pl_module, self._choose)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the evidence."""
-        self._give_back()
+        self.give_back()
         if self._untold and not trainer.barebones:
             _log(trainer, self.evidence)
         self._untold = False
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leave the module's methods as they were."""
-        self._give_back()
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Leave the module's methods as they were."""
-        self._give_back()
-
-    def _when_the_model_is_there(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Some modules make their layers, or their data, in hooks that come after this one."""
-        for hook in ("configure_model", "setup"):
-            if is_overridden(hook, pl_module):
-                usual = getattr(pl_module, hook)
-
-                @wraps(usual)
-                def then(*args: Any, _usual: Any = usual, **kwargs: Any) -> None:
-                    _usual(*args, **kwargs)
-                    self._choose(trainer, pl_module)
-
-                self._restore.append(replace_method(pl_module, hook, then))
-                return
-        self._choose(trainer, pl_module)
 
     # ---- a checkpoint -----------------------------------------------------------------------
 
@@ -179,28 +150,9 @@ class SelectActivation(StableCallback):
         """Take over what another run found."""
         self.chosen, self.evidence = state_dict["chosen"], state_dict["evidence"]
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Keep what was swapped beside the weights."""
-        treatments = recorded_treatments(pl_module)
-        if treatments:
-            checkpoint[CHECKPOINT_KEY] = treatments
-
-    def _repeat_before_loading(self, pl_module: L.LightningModule) -> None:
-        """Lightning asks the module first when it has read a checkpoint, and then loads weights."""
-        usual = pl_module.on_load_checkpoint
-
-        def repeat_first(checkpoint: dict[str, Any]) -> None:
-            repeat_treatments(pl_module, checkpoint.get(CHECKPOINT_KEY, []))
-            vars(pl_module)[_MARK] = True
-            usual(checkpoint)
-
-        self._restore.append(replace_method(pl_module, "on_load_checkpoint", repeat_first))
-
-    def _give_back(self) -> None:
-        while self._restore:
-            self._restore.pop()()
+    def repeated(self, pl_module: L.LightningModule) -> None:
+        """The choice of the checkpoint stands; nothing is raced again."""
+        vars(pl_module)[_MARK] = True
 
     # ---- the choice -------------------------------------------------------------------------
 

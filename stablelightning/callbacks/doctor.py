@@ -1,20 +1,16 @@
 """A diagnosis before training, inside a Trainer, and the cures where they are asked for."""
 
 import logging
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from stablelightning.callbacks.agreement import anyones_failure
-from stablelightning.callbacks.base import StableCallback
+from stablelightning.callbacks.before import ChangesStructure
 from stablelightning.callbacks.first_batches import first_batches, joined
 from stablelightning.callbacks.resume import checkpoint_to_load
-from stablelightning.callbacks.steps import replace_method
 from stablelightning.errors import (
     MissingPackageError,
     ModelError,
@@ -22,7 +18,6 @@ from stablelightning.errors import (
     StableLightningWarning,
 )
 from stablelightning.model.cures import (
-    CHECKPOINT_KEY,
     recorded_treatments,
     repeat_treatments,
 )
@@ -43,7 +38,7 @@ _log = logging.getLogger(__name__)
 _NAMED = 3  # findings in a warning; the page has them all
 
 
-class ConsultDoctor(StableCallback):
+class ConsultDoctor(ChangesStructure):
     """Diagnose the model before the first step of ``fit``, and cure it if that is asked for.
 
     Once the module has made its layers (``setup``, ``configure_model``) and before there is an
@@ -98,6 +93,7 @@ class ConsultDoctor(StableCallback):
         strict: bool = False,
         required: bool = True,
     ) -> None:
+        super().__init__()
         if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
             raise RecipeError(f"batches must be a whole number >= 1, got {batches!r}.")
         self.apply = apply
@@ -105,66 +101,16 @@ class ConsultDoctor(StableCallback):
         self.strict = strict
         self.required = required
         self.diagnosis: Diagnosis | None = None
-        self._restore: list[Callable[[], None]] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Diagnose, or prepare for the checkpoint that will be loaded."""
         super().setup(trainer, pl_module, stage)
-        self._give_back()
-        self._repeat_before_loading(pl_module)
+        self.give_back()
+        self.repeat_before_loading(pl_module)
         if stage == "fit" and trainer.limit_train_batches != 0 and not checkpoint_to_load(trainer):
-            self._when_the_model_is_there(trainer, pl_module)
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leave the module's methods as they were."""
-        self._give_back()
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Leave the module's methods as they were."""
-        self._give_back()
-
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Keep what was done to the structure beside the weights."""
-        treatments = recorded_treatments(pl_module)
-        if treatments:
-            checkpoint[CHECKPOINT_KEY] = treatments
-
-    # ---- a checkpoint -----------------------------------------------------------------------
-
-    def _repeat_before_loading(self, pl_module: L.LightningModule) -> None:
-        """Lightning asks the module first when it has read a checkpoint, and then loads weights."""
-        usual = pl_module.on_load_checkpoint
-
-        def repeat_first(checkpoint: dict[str, Any]) -> None:
-            repeat_treatments(pl_module, checkpoint.get(CHECKPOINT_KEY, []))
-            usual(checkpoint)
-
-        self._restore.append(replace_method(pl_module, "on_load_checkpoint", repeat_first))
-
-    def _give_back(self) -> None:
-        while self._restore:
-            self._restore.pop()()
+            self.when_the_model_is_there(trainer, pl_module, self._consult)
 
     # ---- a diagnosis ------------------------------------------------------------------------
-
-    def _when_the_model_is_there(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Some modules make their layers in hooks that come after this one."""
-        for hook in ("configure_model", "setup"):
-            if is_overridden(hook, pl_module):
-                usual = getattr(pl_module, hook)
-
-                @wraps(usual)
-                def then(*args: Any, _usual: Any = usual, **kwargs: Any) -> None:
-                    _usual(*args, **kwargs)
-                    self._consult(trainer, pl_module)
-
-                self._restore.append(replace_method(pl_module, hook, then))
-                return
-        self._consult(trainer, pl_module)
 
     def _consult(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let process 0 examine the model, and all end up with the same one."""

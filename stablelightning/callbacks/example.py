@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import DataLoader, IterableDataset
 
+from stablelightning.callbacks.first_batches import training_source
 from stablelightning.errors import DataError
 from stablelightning.model.generators import undisturbed_generators
 
@@ -48,16 +49,7 @@ def example_batch(trainer: L.Trainer, pl_module: L.LightningModule) -> Any:
         >>> look.shape
         (2, 32)
     """
-    source = trainer.fit_loop._data_source
-    if source.instance is None or not source.is_defined():
-        raise DataError(
-            f"{type(pl_module).__name__} needs training data to be looked at, and there is none; "
-            "give a train_dataloader, or a data module."
-        )
-    parameter = next(pl_module.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
-    if device.type == "meta":
-        device = torch.device("cpu")
+    source, device = training_source(trainer, pl_module)
     with undisturbed_generators():
         loader = source.dataloader()
         sequential = isinstance(loader, CombinedLoader) and loader._mode == "sequential"

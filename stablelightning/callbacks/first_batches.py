@@ -48,14 +48,7 @@ def first_batches(trainer: L.Trainer, pl_module: L.LightningModule, number: int)
         >>> look.shapes
         [(1, 32), (1, 32)]
     """
-    source = trainer.fit_loop._data_source
-    if source.instance is None or not source.is_defined():
-        raise DataError(
-            f"{type(pl_module).__name__} needs training data to be looked at, and there is none; "
-            "give a train_dataloader, or a data module."
-        )
-    parameter = next(pl_module.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
+    source, device = training_source(trainer, pl_module)
     batches: list[Any] = []
     with undisturbed_generators():
         loader = source.dataloader()
@@ -73,6 +66,28 @@ def first_batches(trainer: L.Trainer, pl_module: L.LightningModule, number: int)
             "loader is empty."
         )
     return batches
+
+
+def training_source(trainer: L.Trainer, pl_module: L.LightningModule) -> tuple[Any, torch.device]:
+    """Where the training loader comes from, and the device that its batches belong on.
+
+    Returns:
+        Lightning's data source, whose ``dataloader()`` makes the loader, and the device of the
+        module's parameters (the CPU for those that hold no numbers yet).
+
+    Raises:
+        DataError: there is no training data.
+    """
+    source = trainer.fit_loop._data_source
+    if source.instance is None or not source.is_defined():
+        raise DataError(
+            f"{type(pl_module).__name__} needs training data to be looked at, and there is none; "
+            "give a train_dataloader, or a data module."
+        )
+    parameter = next(pl_module.parameters(), None)
+    if parameter is None or parameter.is_meta:
+        return source, torch.device("cpu")
+    return source, parameter.device
 
 
 def joined(batches: list[Any]) -> Any:

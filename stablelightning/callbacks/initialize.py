@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial, wraps
+from functools import partial
 from typing import Any, TypeVar
 
 import lightning as L
@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from stablelightning.callbacks.agreement import anyones_failure
-from stablelightning.callbacks.base import StableCallback
 from stablelightning.callbacks.batches import inputs_and_target
+from stablelightning.callbacks.before import BeforeTraining
 from stablelightning.callbacks.example import example_batch
 from stablelightning.callbacks.resume import checkpoint_to_load
-from stablelightning.callbacks.steps import replace_method
 from stablelightning.errors import DataError, ModelError, RecipeError, StableLightningWarning
 from stablelightning.model.generators import undisturbed_generators
 from stablelightning.model.initialization import InitializationReport
@@ -36,7 +35,7 @@ _Result = TypeVar("_Result")
 _SEEDS = 2**62
 
 
-class InitializeWeights(StableCallback):
+class InitializeWeights(BeforeTraining):
     """Initialize what is fresh before the first step of ``fit``; see :func:`sl.initialize`.
 
     Happens once the module has made its layers (``setup``, ``configure_model``) and before the
@@ -77,6 +76,7 @@ class InitializeWeights(StableCallback):
     """
 
     def __init__(self, scheme: str = "auto", *, overwrite: bool = False) -> None:
+        super().__init__()
         scheme_named(scheme)
         if not isinstance(overwrite, bool):
             raise RecipeError(
@@ -86,7 +86,6 @@ class InitializeWeights(StableCallback):
         self.scheme = scheme
         self.overwrite = overwrite
         self.report: InitializationReport | None = None
-        self._restore: list[Callable[[], None]] = []
 
     # ---- when -------------------------------------------------------------------------------
 
@@ -98,41 +97,16 @@ class InitializeWeights(StableCallback):
         self.report = None
         if trainer.limit_train_batches == 0 or trainer.global_step or checkpoint_to_load(trainer):
             return
-        for hook in ("configure_model", "setup"):
-            if is_overridden(hook, pl_module):
-                usual = getattr(pl_module, hook)
-
-                @wraps(usual)
-                def then(*args: Any, _usual: Any = usual, **kwargs: Any) -> None:
-                    _usual(*args, **kwargs)
-                    self._initialize(trainer, pl_module)
-
-                self._restore.append(replace_method(pl_module, hook, then))
-                return
-        self._initialize(trainer, pl_module)
+        self.when_the_model_is_there(trainer, pl_module, self._initialize)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tell what was done."""
-        self._give_back()
+        self.give_back()
         if self.report is None or trainer.barebones:
             return
         rank_zero_info(self.report.summary())
         if trainer.loggers:
             log_table(trainer.loggers, "initialize/layers", *self.report.rows_for_table())
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leave the module's methods as they were."""
-        self._give_back()
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Leave the module's methods as they were."""
-        self._give_back()
-
-    def _give_back(self) -> None:
-        while self._restore:
-            self._restore.pop()()
 
     # ---- what -------------------------------------------------------------------------------
 
