@@ -206,11 +206,17 @@ def _is_bounded(layer: MeasuredLayer) -> bool:
 
 
 def _ends_branch(layer: MeasuredLayer) -> bool:
-    return layer.branch is not None and layer.branch.last_layer == layer.name
+    # An attention module is one layer here, and its output projection the last weight of it.
+    return layer.branch is not None and layer.branch.last_layer in (
+        layer.name,
+        f"{layer.name}.out_proj",
+    )
 
 
 def _may_start_at_zero(layer: MeasuredLayer) -> bool:
     """Classifier heads and the ends of residual branches may: what is around them breaks ties."""
+    if layer.kind == "attention":  # only its output projection; the statistics tell the first one
+        return layer.weights is not None and layer.weights.duplicates == 0 and _ends_branch(layer)
     return layer.is_output or _ends_branch(layer)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import stablelightning as sl
 from tests.model.findings.networks import find, findings, stack
 
 
@@ -64,6 +65,36 @@ def test_zero_heads_and_zero_ends_of_branches_are_legitimate():
             return self.head(x + self.outer(torch.relu(self.inner(x))))
 
     assert [f for f in findings(Residual()) if f.severity != "info"] == []
+
+
+class _Attends(nn.Module):
+    """A residual branch that is nothing but attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.head = nn.Linear(8, 16), nn.Linear(16, 5)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x):
+        x = self.read(x)
+        return self.head((x + self.attention(x, x, x)[0]).mean(1))
+
+
+def test_attention_may_end_its_branch_at_zero_as_initialize_leaves_it():
+    model, batch = _Attends(), (torch.randn(64, 6, 8), torch.randint(5, (64,)))
+    sl.initialize(model, batch[0])
+    assert not model.attention.out_proj.weight.any()
+    assert [f for f in findings(model, batch) if f.severity != "info"] == []
+
+
+@pytest.mark.parametrize("branch", [True, False])
+def test_attention_whose_queries_keys_and_values_are_zero_is_an_error(branch):
+    model, batch = _Attends(), (torch.randn(64, 6, 8), torch.randint(5, (64,)))
+    if not branch:
+        model.forward = lambda x: model.head(model.attention(*[model.read(x)] * 3)[0].mean(1))
+    nn.init.zeros_(model.attention.in_proj_weight)
+    found = find("symmetric-weights", model, batch)
+    assert (found.module, found.severity) == ("attention", "error")
 
 
 @pytest.mark.parametrize("at", [0, 2, 6])
