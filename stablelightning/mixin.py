@@ -64,6 +64,11 @@ class _Settings:
     monitor: str = "val/loss"
     samples: int = 50
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Settings":
+        # Nothing in it changes, and what makes a recipe's optimizer holds the whole command line
+        # interface: a copy of the module would copy its trainer, loggers and data as well.
+        return self
+
 
 class StableMixin(_Base):
     """What a LightningModule needs besides its network: mixed in before ``L.LightningModule``.

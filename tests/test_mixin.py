@@ -398,6 +398,20 @@ def test_metrics_add_nothing_to_the_state_and_the_module_pickles() -> None:
     Net().load_state_dict(net.state_dict(), strict=True)
 
 
+def test_a_copy_shares_what_makes_the_optimizer_and_copies_nothing_behind_it() -> None:
+    class Interface:
+        def __deepcopy__(self, memo: dict[int, Any]) -> None:
+            raise AssertionError("a recipe's optimizer holds the command line interface")
+
+        def __call__(self, parameters: Any) -> torch.optim.Optimizer:
+            return torch.optim.SGD(parameters, lr=0.25)
+
+    twin = copy.deepcopy(Net(optimizer=Interface()))
+    optimizer: Any = twin.configure_optimizers()
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    assert optimizer.param_groups[0]["params"][0] is next(twin.parameters())
+
+
 def test_a_checkpoint_builds_the_network_again(tmp_path: Path) -> None:
     net = Net(width=5, samples=7, optimizer=partial(torch.optim.SGD, lr=0.1))
     run = trainer(enable_checkpointing=True, default_root_dir=tmp_path)
