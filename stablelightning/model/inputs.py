@@ -38,6 +38,27 @@ def arguments_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (inputs,), {}
 
 
+def leaves_of(tree: Any) -> list[Any]:
+    """``tree_leaves``, several times as fast on plain tuples, lists and dicts.
+
+    Example:
+        >>> leaves_of((1, [2, {"a": 3}]))
+        [1, 2, 3]
+    """
+    kind = type(tree)
+    if kind is tuple or kind is list:
+        return [leaf for part in tree for leaf in leaves_of(part)]
+    if kind is dict:
+        return [leaf for part in tree.values() for leaf in leaves_of(part)]
+    if tree is None or kind in _PLAIN or isinstance(tree, Tensor):
+        return [tree]
+    return tree_leaves(tree)
+
+
+#: What is no container, by far most of what calls are given.
+_PLAIN = frozenset((bool, int, float, str))
+
+
 def tensors_in(tree: Any, depth: int = _NESTED) -> list[Tensor]:
     """The tensors of a pytree; of objects that pytree does not know, those of their attributes.
 
@@ -47,7 +68,7 @@ def tensors_in(tree: Any, depth: int = _NESTED) -> list[Tensor]:
         [tensor(1.)]
     """
     found: list[Tensor] = []
-    for leaf in tree_leaves(tree):
+    for leaf in leaves_of(tree):
         if isinstance(leaf, Tensor):
             found.append(leaf)
         elif not depth or isinstance(leaf, nn.Module | type):

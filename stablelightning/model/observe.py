@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._pytree import tree_leaves
 
 from stablelightning.functional.signals import (
     SMALLEST_POWER,
@@ -18,6 +17,7 @@ from stablelightning.functional.signals import (
     saturated_share,
     value_and_derivative,
 )
+from stablelightning.model.inputs import leaves_of
 
 #: Values that are looked at in one tensor. Shares and standard deviations of so many are exact to
 #: a percent, and the passes over them stay cheap beside the layer that made them.
@@ -102,7 +102,7 @@ class ActivationSignal:
 
 def first_tensor(value: object) -> Tensor | None:
     """The first floating tensor of a module's output or input."""
-    for leaf in tree_leaves(value):
+    for leaf in leaves_of(value):
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
             return leaf
     return None

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from stablelightning.model.attribution import LayerRole
 from stablelightning.model.graph import Node, first_met
+from stablelightning.model.inputs import leaves_of
 from stablelightning.model.modules import set_training
 from stablelightning.model.observe import (
     ActivationSignal,
@@ -235,7 +235,7 @@ class StepWatch(TorchFunctionMode):
         layer = Watched(self._names[module], module, kind_of(module, role), len(self.layers))
         layer.role = role
         self.layers[module] = layer
-        for tensor in [t for t in tree_leaves(args) if isinstance(t, Tensor)]:
+        for tensor in [t for t in leaves_of(args) if isinstance(t, Tensor)]:
             layer.reads |= {earlier.index for earlier in self._reached_from(tensor)}
         given = first_tensor(args)
         if given is not None and given.ndim > 0 and given.numel() > 0:

@@ -17,7 +17,7 @@ from torch._ops import OpOverload
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from stablelightning.errors import DataError, ModelError, StableLightningError
 from stablelightning.model.footprint import Footprint
@@ -26,7 +26,7 @@ from stablelightning.model.generators import (
     HostGeneratorWatch,
     undisturbed_generators,
 )
-from stablelightning.model.inputs import arguments_of, check_device, tensors_in
+from stablelightning.model.inputs import arguments_of, check_device, leaves_of, tensors_in
 from stablelightning.model.modules import modules_of
 from stablelightning.model.operations import (
     is_collective,
@@ -101,18 +101,21 @@ class Operation:
     kwargs: dict[str, Any]
     module: nn.Module | None
     outputs: list[Value] = field(default_factory=list)
+    _read: list[Value] | None = field(default=None, repr=False)
 
     def inputs(self) -> list[Value]:
-        """The values that it reads, in the order of its arguments.
+        """What it reads, in the order of its arguments; not what it writes over, as ``out=``."""
+        if self._read is None:  # asked for many times, and the arguments stay
+            self._read = self._values_read()
+        return list(self._read)
 
-        What it writes over without reading it, as ``out=``, is not among them.
-        """
+    def _values_read(self) -> list[Value]:
         args, kwargs = self.args, self.kwargs
         over = () if self.op is None else overwritten_arguments(self.op)
         if over:
             args = tuple(a for position, a in enumerate(args) if position not in over)
             kwargs = {name: a for name, a in kwargs.items() if name not in over}
-        return [v for v in tree_leaves((args, kwargs)) if isinstance(v, Value)]
+        return [v for v in leaves_of((args, kwargs)) if isinstance(v, Value)]
 
 
 @dataclass(eq=False)
@@ -237,9 +240,9 @@ class _Watcher(TorchDispatchMode):
         written = written_tensors(func, args, kwargs)
         results = tensors_in(output)
         results += [w for w in written if not any(w is r for r in results)]
-        given = tree_map(self._or_value, (args, dict(kwargs)))
-        kind, name = operation_kind(func), operation_name(func)
-        self._add(kind, name, given[0], given[1], results, op=func)
+        given = tuple(map(self._in_values, args))
+        named = {key: self._in_values(a) for key, a in kwargs.items()}
+        self._add(operation_kind(func), operation_name(func), given, named, results, op=func)
         for tensor in written:
             self._remember_write(tensor)
         return output
@@ -247,13 +250,16 @@ class _Watcher(TorchDispatchMode):
     def value(self, tensor: Tensor) -> Value:
         """The value that a tensor holds now."""
         tensor = _unwrapped(tensor)
-        known = self._value.get(id(tensor))
-        if known is None:
-            known = self._unheard_of(tensor)
-        return self._after_writes(tensor, known)
+        known = self._value.get(id(tensor)) or self._unheard_of(tensor)
+        return self._after_writes(tensor, known) if self._writes else known
 
     def _or_value(self, leaf: Any) -> Any:
         return self.value(leaf) if isinstance(leaf, Tensor) else leaf
+
+    def _in_values(self, given: Any) -> Any:
+        # Most arguments are no containers, and need no pytree.
+        nested = isinstance(given, list | tuple | dict)
+        return tree_map(self._or_value, given) if nested else self._or_value(given)
 
     def _unheard_of(self, tensor: Tensor) -> Value:
         """A parameter, a constant, or a view that no operation made, as ``.data`` does."""
