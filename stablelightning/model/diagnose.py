@@ -86,10 +86,12 @@ def diagnose(
         now, done = diagnosis, []
         for _ in range(CURE_ROUNDS):
             treatments = apply_cures(model, now.findings, step.inputs)
-            done += treatments
+            new = [treatment for treatment in treatments if treatment not in done]
+            done += new
             now = diagnose(model, batch, loss, optimizer=optimizer, clipped=clipped)
-            # Behind a layer that overflows nothing can be seen: its cure brings new findings.
-            if now.worst != "error" or not any(treatment.done for treatment in treatments):
+            # Behind a layer that overflows nothing can be seen: its cure brings new findings. The
+            # same cure once more brings none.
+            if now.worst != "error" or not any(treatment.done for treatment in new):
                 break
         now.before, now.treatments = diagnosis, done
         return now

@@ -44,6 +44,17 @@ class Finding:
     cure_arguments: dict[str, Any] = field(default_factory=dict)
     modules: tuple[str, ...] = ()
 
+    def head(self) -> str:
+        """What, how bad and where, in one line.
+
+        Example:
+            >>> Finding("dead-units", "error", "net.2", "", modules=("net.2", "net.4")).head()
+            'error   dead-units at net.2 (and 1 more)'
+        """
+        place = f" at {self.module}" if self.module else ""
+        more = f" (and {len(self.modules) - 1} more)" if len(self.modules) > 1 else ""
+        return f"{self.severity:<7} {self.code}{place}{more}"
+
     def __str__(self) -> str:
         place = f" at {self.module}" if self.module else ""
         return f"{self.severity}: {self.code}{place}: {self.message} {self.remedy}".strip()
@@ -148,12 +159,17 @@ class Diagnosis:
         }
 
     def __str__(self) -> str:
-        lines = [str(treatment) for treatment in self.treatments]
+        lines = []
+        if self.before is not None:
+            heads = [f"  {finding.head()}" for finding in self.before.findings]
+            done = [f"  {treatment}" for treatment in self.treatments]
+            lines += ["before:", *(heads or ["  no findings"])]
+            lines += ["cures:", *(done or ["  none"]), "after:"]
         lines += [_finding_lines(f) for f in self.findings] or ["no findings"]
         lines += ["", *_layer_table(self.layers), ""]
         lines.append(
-            f"loss {self.loss:.4g}; slope per layer of ln std {self.forward_slope:+.3f}, of "
-            f"ln gradient {self.gradient_slope:+.3f}; underflow {self.underflow:.1%}"
+            f"loss {self.loss:.4g}; slope per layer of ln std {_slope(self.forward_slope)}, of "
+            f"ln gradient {_slope(self.gradient_slope)}; underflow {self.underflow:.1%}"
         )
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
@@ -171,10 +187,7 @@ def sorted_findings(findings: list[Finding]) -> list[Finding]:
 
 
 def _finding_lines(finding: Finding) -> str:
-    place = f" at {finding.module}" if finding.module else ""
-    more = f" (and {len(finding.modules) - 1} more)" if len(finding.modules) > 1 else ""
-    head = f"{finding.severity:<7} {finding.code}{place}{more}"
-    return f"{head}\n        {finding.message}\n        remedy: {finding.remedy}"
+    return f"{finding.head()}\n        {finding.message}\n        remedy: {finding.remedy}"
 
 
 def _layer_table(layers: list[LayerSignal]) -> list[str]:
@@ -192,6 +205,10 @@ def _layer_table(layers: list[LayerSignal]) -> list[str]:
         for s in layers
     ]
     return [head, "-" * len(head), *rows]
+
+
+def _slope(value: float) -> str:
+    return f"{value:+.3f}" if value == value else "unknown"  # too few layers, or none measured
 
 
 def _share(value: float) -> str:

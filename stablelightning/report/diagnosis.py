@@ -208,6 +208,11 @@ def rich_diagnosis(diagnosis: "Diagnosis", *, title: str = "") -> "Group":
     group = require("rich.console", extra="recipes").Group
     parts: list[object] = [text(title, style="bold")] if title else []
     parts += [text(depth_sentence(diagnosis) + "."), text(""), _bars_table(diagnosis)]
+    if diagnosis.before is not None and diagnosis.before.findings:
+        parts.append(text("\nWhat was found", style="bold"))
+        for finding in diagnosis.before.findings:
+            sign = f"{_SIGNS[finding.severity]} {finding.head()}"
+            parts.append(text(sign, style=_STYLES[finding.severity]))
     if diagnosis.treatments:
         parts += [text("\nWhat was done", style="bold"), _treatments_table(diagnosis.treatments)]
     parts.append(text(f"\n{summary_line(diagnosis)}", style="bold"))

@@ -11,6 +11,7 @@ from torch import nn
 
 import stablelightning as sl
 from stablelightning.errors import DataError, ModelError
+from stablelightning.model.cures import Treatment
 from stablelightning.model.diagnosis import Diagnosis, Finding, sorted_findings
 
 
@@ -306,6 +307,40 @@ class TestTheDiagnosis:
 
     def test_without_findings_it_says_so(self):
         assert "no findings" in str(Diagnosis([], [], 1.0, 0.0, 0.0, 0.0))
+
+    def test_it_prints_what_was_found_before_the_cures_and_what_these_did(self):
+        old = Diagnosis([Finding("plain-depth", "warning", "0", "deep")], [], 1.0, 0.0, 0.0, 0.0)
+        new = Diagnosis([], [], 1.0, 0.0, 0.0, 0.0, before=old)
+        new.treatments = [Treatment("add-skips", True, "one")]
+        assert str(new).splitlines()[:6] == [
+            "before:",
+            "  warning plain-depth at 0",
+            "cures:",
+            "  add-skips done: one",
+            "after:",
+            "no findings",
+        ]
+
+    def test_a_slope_that_two_layers_do_not_have_is_unknown(self):
+        diagnosis = sl.diagnose(mlp(depth=1), table())
+        assert math.isnan(diagnosis.forward_slope)
+        assert "ln std unknown, of ln gradient +" in str(diagnosis).replace("-", "+")
+
+    def test_a_cure_that_does_not_help_is_told_once(self):
+        class Sigmoids(nn.Module):  # nothing can replace what a forward calls by itself
+            def __init__(self):
+                super().__init__()
+                self.layers = nn.ModuleList(nn.Linear(20, 20) for _ in range(12))
+
+            def forward(self, x):
+                for layer in self.layers:
+                    x = layer(x).sigmoid()
+                return x
+
+        cured = sl.diagnose(Sigmoids(), table(columns=20)).apply()
+        assert cured.worst == "error"
+        told = [str(treatment) for treatment in cured.treatments]
+        assert len(told) == len(set(told)) > 1
 
     def test_every_finding_says_what_to_do(self):
         model = mlp(depth=30)

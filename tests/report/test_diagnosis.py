@@ -92,6 +92,7 @@ def test_the_terminal_shows_codes_remedies_and_bars():
 def test_the_terminal_shows_before_and_after_and_what_was_done():
     told = printed(cured())
     assert "std of the output, before" in told
+    assert "✖ error   vanishing-gradient at " in told.split("What was done")[0]
     assert "std of the output, after" in told
     assert "done  initialize" in told
     assert "left  add-skips" in told
