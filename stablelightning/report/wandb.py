@@ -361,8 +361,9 @@ def _wandb_runs(loggers: Loggers, what: str, *, others: str = "") -> list[Any]:
     """Experiments of W&B loggers, and of such others as have a method of that name."""
     runs = []
     for logger in _on_rank_zero(loggers):
-        experiment = getattr(logger, "experiment", None)
-        if isinstance(logger, WandbLogger) or (others and hasattr(experiment, others)):
+        if isinstance(logger, WandbLogger):
+            runs.append(logger.experiment)  # an AttributeError in there is to be seen
+        elif others and hasattr(experiment := getattr(logger, "experiment", None), others):
             runs.append(experiment)
         else:
             _say_once(type(logger).__name__, what)
@@ -371,7 +372,7 @@ def _wandb_runs(loggers: Loggers, what: str, *, others: str = "") -> list[Any]:
 
 @cache
 def _say_once(kind: str, what: str) -> None:
-    rank_zero_info(f"{kind} holds no {what}; they are in the output folder only.")
+    rank_zero_info(f"{kind} holds no {what}; a WandbLogger would.")
 
 
 def _image(figure: "Figure") -> Any:

@@ -362,6 +362,17 @@ def test_other_loggers_take_what_they_can_and_the_rest_is_said_once(
     assert "a/none" not in written
 
 
+def test_a_run_that_cannot_be_read_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(run: object, reason: str) -> str:
+        raise AttributeError("sync_dir is gone")
+
+    monkeypatch.setattr("stablelightning.report.wandb._location", broken)
+    with pytest.raises(AttributeError, match="sync_dir is gone"):
+        log_config(RunLogger(save_dir=tmp_path, mode="disabled"), {"rate": 0.1})
+
+
 def test_no_logger_is_no_error() -> None:
     assert not log_figure(None, "a/x", a_figure())
     assert not log_table([], "a/x", [], [])
