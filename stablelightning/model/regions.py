@@ -7,14 +7,16 @@ nothing but one tensor and constants are taken together and replayed on numbers 
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch._ops import OpOverload
 
+from stablelightning.model.inputs import leaves_of
 from stablelightning.model.operations import overwritten_arguments, written_arguments
 from stablelightning.model.trace import Operation, Value
 
@@ -29,6 +31,8 @@ _RRELU_SLOPES = (1 / 8, 1 / 3)
 _GRID = tuple(i / 16 + 0.01 for i in range(-128, 129))
 #: Two functions are one if they differ by no more than single-precision constants make them differ.
 _SAME = 2e-6
+#: Of so many functions is remembered how they run.
+_REMEMBERED = 256
 #: What nn.PReLU starts from, for weights that hold no numbers yet.
 _PRELU_START = 0.25
 
@@ -56,19 +60,15 @@ class Region:
         if exit_value is self.start:
             return torch.clone
         places = {id(self.start): 0}
-        steps = []
+        instructions = []
         for operation in self.computing(exit_value):
-            steps.append(_step(operation, places))
+            instructions.append(_instruction(operation, places))
             places[id(operation.outputs[0])] = len(places)
-        wanted = places[id(exit_value)]
-
-        def replay(x: Tensor) -> Tensor:
-            numbers = [x]
-            for step in steps:
-                numbers.append(step(numbers))
-            return numbers[wanted]
-
-        return replay
+        recipe = (tuple(instructions), places[id(exit_value)])
+        try:
+            return _replay(recipe)
+        except TypeError:  # an argument that cannot be looked up, such as a generator
+            return _replay.__wrapped__(recipe)
 
     def computing(self, exit_value: Value) -> list[Operation]:
         """The operations that one of the exits needs, in order."""
@@ -157,46 +157,85 @@ class _Constant:
     dtype: torch.dtype | None  # None: that of the numbers given
 
 
-def _step(operation: Operation, places: dict[int, int]) -> _Step:
+@dataclass(frozen=True)
+class _Instruction:
     """One operation, ready to be replayed. It holds numbers, not the tensors of the trace."""
-    first = next(places[id(v)] for v in operation.inputs() if id(v) in places)
-    if operation.name in _SAME_NUMBERS:
-        kept = _dtype(operation.outputs[0])
-        return lambda numbers: numbers[first].to(kept or numbers[0].dtype)
-    if operation.name == "rrelu_with_noise":  # in eval: the mean of its slopes
-        given_slopes = [float(a) for a in operation.args[2:4]]
-        slope = sum([*given_slopes, *_RRELU_SLOPES[len(given_slopes) :]]) / 2
-        return lambda numbers: F.leaky_relu(numbers[first], slope)
 
+    op: OpOverload
+    name: str
+    first: int
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...]
+    given: tuple[str, ...]  # names of all keywords, with those that are written over
+    made: torch.dtype | None
+    text: str = ""  # of the arguments: 0.0 equals -0.0, and 1 equals True
+
+
+def _instruction(operation: Operation, places: dict[int, int]) -> _Instruction:
     def stand_in(leaf: Any) -> Any:
+        if isinstance(leaf, list | tuple):
+            return tuple(map(stand_in, leaf))
         if not isinstance(leaf, Value):
             return leaf
         return _Place(places[id(leaf)]) if id(leaf) in places else _constant_of(leaf)
 
     op = operation.op
     assert op is not None
-    out = [key for key in overwritten_arguments(op) if key in operation.kwargs]
-    read = {key: a for key, a in operation.kwargs.items() if key not in out}
-    args, kwargs = tree_map(stand_in, (list(operation.args), read))
-    written = [key for key in written_arguments(op) if isinstance(key, int) and key < len(args)]
+    first = next(places[id(v)] for v in operation.inputs() if id(v) in places)
     made = _dtype(operation.outputs[0])
+    if operation.name in _SAME_NUMBERS:
+        return _Instruction(op, operation.name, first, (), (), (), made)
+    out = overwritten_arguments(op)
+    read = tuple((key, stand_in(a)) for key, a in operation.kwargs.items() if key not in out)
+    args, keys = stand_in(operation.args), tuple(operation.kwargs)
+    return _Instruction(op, operation.name, first, args, read, keys, made, repr((args, read)))
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _replay(recipe: tuple[tuple[_Instruction, ...], int]) -> Scalar:
+    """One function for all regions that do the same: what is known of it is known of all."""
+    instructions, wanted = recipe
+    steps = [_step(instruction) for instruction in instructions]
+
+    def replay(x: Tensor) -> Tensor:
+        numbers = [x]
+        for step in steps:
+            numbers.append(step(numbers))
+        return numbers[wanted]
+
+    return replay
+
+
+def _step(instruction: _Instruction) -> _Step:
+    first, made, op = instruction.first, instruction.made, instruction.op
+    if instruction.name in _SAME_NUMBERS:
+        return lambda numbers: numbers[first].to(made or numbers[0].dtype)
+    if instruction.name == "rrelu_with_noise":  # in eval: the mean of its slopes
+        given_slopes = [float(a) for a in instruction.args[2:4]]
+        slope = sum([*given_slopes, *_RRELU_SLOPES[len(given_slopes) :]]) / 2
+        return lambda numbers: F.leaky_relu(numbers[first], slope)
+    args, kwargs = instruction.args, dict(instruction.kwargs)
+    out = [str(key) for key in overwritten_arguments(op) if key in instruction.given]
+    written = [key for key in written_arguments(op) if isinstance(key, int) and key < len(args)]
 
     def run(numbers: list[Tensor]) -> Tensor:
         x = numbers[0]
 
         def fill(leaf: Any) -> Any:
+            if isinstance(leaf, tuple):
+                return [fill(part) for part in leaf]
             if isinstance(leaf, _Place):
                 return numbers[leaf.index]
             if not isinstance(leaf, _Constant):
                 return leaf
             return torch.tensor(leaf.number, dtype=leaf.dtype or x.dtype, device=x.device)
 
-        given, named = tree_map(fill, (args, kwargs))
+        given, named = fill(args), {key: fill(a) for key, a in kwargs.items()}
         for position in written:  # the numbers given belong to the caller
             given[position] = given[position].clone()
         for key in out:
-            named[str(key)] = torch.empty(0, dtype=made or x.dtype, device=x.device)
-        return next(t for t in tree_leaves(op(*given, **named)) if isinstance(t, Tensor))
+            named[key] = torch.empty(0, dtype=made or x.dtype, device=x.device)
+        return next(t for t in leaves_of(op(*given, **named)) if isinstance(t, Tensor))
 
     return run
 
@@ -267,6 +306,18 @@ def affine(function: Scalar) -> tuple[float, float] | None:
         >>> affine(torch.relu) is None
         True
     """
+    known = _LINES.get(function, ())
+    if not known:
+        _LINES[function] = known = (_affine(function),)
+    return known[0]
+
+
+#: What is known of functions, for as long as they live.
+_LINES: WeakKeyDictionary[Scalar, tuple[tuple[float, float] | None, ...]] = WeakKeyDictionary()
+_NAMES: WeakKeyDictionary[Scalar, str] = WeakKeyDictionary()
+
+
+def _affine(function: Scalar) -> tuple[float, float] | None:
     y = evaluate(function)
     if y is None or y.shape != (len(_GRID),):
         return None
@@ -281,6 +332,12 @@ def affine(function: Scalar) -> tuple[float, float] | None:
 
 def name_of(function: Scalar, operations: list[Operation]) -> str:
     """A name for a function: of the one it equals, else of the operations that compute it."""
+    if function not in _NAMES:
+        _NAMES[function] = _name_of(function, operations)
+    return _NAMES[function]
+
+
+def _name_of(function: Scalar, operations: list[Operation]) -> str:
     y = evaluate(function)
     if y is not None and y.shape == (len(_GRID),):
         for name, values in _known().items():
