@@ -162,7 +162,7 @@ class ConsultDoctor(ChangesStructure):
                 f"the doctor finds {_named(diagnosis)}; {summary_line(diagnosis)}.",
                 category=StableLightningWarning,
             )
-        elif diagnosis.findings:
+        else:
             rank_zero_info(f"The doctor: {summary_line(diagnosis)}.")
         if not trainer.loggers:
             return

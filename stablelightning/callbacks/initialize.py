@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import lightning as L
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -147,7 +148,7 @@ class InitializeWeights(BeforeTraining):
 
 
 def _ways(trainer: L.Trainer, pl_module: L.LightningModule) -> list[_Way]:
-    """How the module may be called, with what: by its forward, else by its training step."""
+    """How the module may be called, with what: its forward, its training step, its own example."""
     batch = example_batch(trainer, pl_module)
     for note in materialize(pl_module, tuple(tree_leaves(batch))):
         rank_zero_warn(note, category=StableLightningWarning)
@@ -157,7 +158,12 @@ def _ways(trainer: L.Trainer, pl_module: L.LightningModule) -> list[_Way]:
         with suppress(DataError):  # its own step knows how to take the batch apart
             ways.append((inputs_and_target(pl_module, batch)[0], None))
     step = TrainingStep(pl_module, batch)
-    return [*ways, (step.inputs, step.call)]
+    ways.append((step.inputs, step.call))
+    given: Any = pl_module.example_input_array
+    if given is not None:  # of a GAN, whose forward takes noise and whose step is its own
+        given = move_data_to_device(given, pl_module.device)
+        ways.append((_as_the_weights(pl_module, given), None))
+    return ways
 
 
 def _first_that_fits(ways: list[_Way], use: Callable[[Any, Any], _Result]) -> _Result:

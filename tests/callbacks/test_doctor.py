@@ -90,6 +90,16 @@ def fitted(model: L.LightningModule, *callbacks: L.Callback, **settings: Any) ->
 # ---- settings -----------------------------------------------------------------------------------
 
 
+def test_a_model_without_findings_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    nothing = Diagnosis([], [], 1.0, 0.0, 0.0, 0.0)
+    monkeypatch.setattr("stablelightning.callbacks.doctor.diagnose", lambda *_: nothing)
+    with caplog.at_level("INFO"):
+        quiet_trainer(ConsultDoctor(), max_steps=1).fit(Plain(), data())
+    assert "The doctor: no findings." in caplog.messages
+
+
 @pytest.mark.parametrize("batches", [0, -1, True, 1.5])
 def test_batches_must_be_a_count(batches):
     with pytest.raises(RecipeError, match="batches must be a whole number"):

@@ -303,6 +303,17 @@ def test_precisions(precision):
     assert len(callback.report.changed) == 4
 
 
+def test_a_forward_that_takes_no_batch_is_called_with_the_modules_own_example():
+    class Generator(Net):  # as of a GAN: noise in, and a step of its own
+        def training_step(self, batch, batch_idx):
+            self.optimizers().step()
+
+    model = Generator(nn.Sequential(nn.Linear(5, 24), nn.ReLU(), nn.Linear(24, 2)))
+    model.automatic_optimization, model.example_input_array = False, torch.randn(3, 5)
+    fit(model, callback := InitializeWeights())
+    assert [row.distribution for row in callback.report.rows] == ["He normal", "Glorot uniform"]
+
+
 def test_what_cannot_run_is_said_in_one_line_and_training_goes_on():
     class Unreadable(torch.utils.data.Dataset):
         def __len__(self):
