@@ -23,8 +23,8 @@ def recurrent_without_clipping(examination: Examination) -> Iterator[Finding]:
         layers,
         "recurrent-without-clipping",
         "warning" if known else "info",
-        f"the gradients of {layers[0].name} {said}: over many time steps a single sequence can "
-        "make them explode.",
+        f"the gradients of {layers[0].name or 'the model'} {said}: over many time steps a "
+        "single sequence can make them explode.",
         remedy="clip the norm of the gradient: Trainer(gradient_clip_val=1.0), or "
         "torch.nn.utils.clip_grad_norm_.",
         evidence={"known": float(known)},

@@ -44,3 +44,10 @@ def test_an_attached_trainer_is_asked(trainer, severity):
     vars(model)["_trainer"] = trainer
     found = find(CODE, model, batch())
     assert (found and found.severity) == severity
+
+
+def test_a_model_that_is_one_recurrent_layer_is_called_the_model():
+    found = find(
+        "recurrent-without-clipping", nn.LSTM(8, 16, batch_first=True), torch.randn(4, 6, 8)
+    )
+    assert found.message.startswith("the gradients of the model may not be clipped")
