@@ -135,7 +135,8 @@ class InitializationReport:
     def summary(self) -> str:
         """How many layers were written and how many left, in one line."""
         written = len(self.rows) - len(self.left)
-        return f"initialize ({self.scheme}): {written} layers written, {len(self.left)} left"
+        layers = "layer" if written == 1 else "layers"
+        return f"initialize ({self.scheme}): {written} {layers} written, {len(self.left)} left"
 
     def __rich__(self) -> Any:
         table = require("rich.table", extra="recipes").Table(

@@ -523,3 +523,5 @@ def test_the_report_as_text_dict_and_table():
     assert "Glorot uniform" in console.export_text()
     with pytest.raises(KeyError):
         report["nowhere"]
+    report.rows.pop()
+    assert report.summary() == "initialize (auto): 1 layer written, 0 left"
