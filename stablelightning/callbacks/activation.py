@@ -46,10 +46,10 @@ class SelectActivation(ChangesStructure):
     training data; the loss is read in eval on batches that are held out. The one in use stays
     unless another is better by more than the noise between seeds.
 
-    The winner is swapped into the module; weights, flags, loaders and random number generators are
-    as they were. :class:`~stablelightning.callbacks.initialize.InitializeWeights`, before or behind
-    this callback, lets the weights follow the choice. With a single candidate nothing is measured:
-    it is swapped in.
+    The winner is swapped into the module, whose fresh weights are drawn as those that raced were,
+    or by an :class:`~stablelightning.callbacks.initialize.InitializeWeights` of the same run.
+    Weights that were loaded, flags, loaders and random number generators are as they were. With a
+    single candidate nothing is measured and nothing drawn: it is swapped in.
 
     The choice is part of the model from then on: it is kept in checkpoints, and a run that goes on
     from one, or tests or predicts with one, does not race again, but changes the new model in the
@@ -175,9 +175,11 @@ class SelectActivation(ChangesStructure):
                 chosen = ranking.chosen
                 self.evidence, self._untold = ranking.to_dict(), True
                 rank_zero_info(f"Activations, measured:\n{ranking}")
+            torch.manual_seed(self.seed)  # what is drawn below, on every process the same
             if chosen != candidates.incumbent or (candidates.mixed and not self._races):
-                torch.manual_seed(self.seed)  # maxout draws, on every process the same
                 rank_zero_info(f"Activations, swapped:\n{candidates.swap(chosen)}")
+            if self._races:  # what trains is what was measured
+                candidates.initialize_as_raced()
         self.chosen = chosen
         vars(pl_module)[_MARK] = True
 

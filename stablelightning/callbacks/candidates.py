@@ -50,6 +50,7 @@ class Candidates:
         callbacks: list[Any] = getattr(trainer, "callbacks", [])
         drawn = [c for c in callbacks if isinstance(c, InitializeWeights)]
         self._scheme = drawn[0].scheme if drawn else "auto"
+        self._alone = not drawn
         # Fresh weights are drawn; of weights that a callback before this one drew, that is known.
         done = drawn[0].report if drawn else None
         self._drawn = [row.name for row in done.rows if row.changed] if done is not None else []
@@ -75,6 +76,15 @@ class Candidates:
             with unlogged(self._trainer):
                 self._initialize(self._module)
         return report
+
+    def initialize_as_raced(self) -> None:
+        """Draw the module's fresh weights as those of the copies that raced were drawn.
+
+        An :class:`InitializeWeights` of the run does that itself, before or after.
+        """
+        if self._alone:
+            with unlogged(self._trainer):
+                self._initialize(self._module)
 
     def _initialize(self, module: L.LightningModule) -> None:
         there = dict(module.named_modules())

@@ -36,6 +36,15 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+def set_by_hand(model):
+    """Weights that nobody takes for fresh, and that therefore stay."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.5)
+            nn.init.normal_(module.bias, std=0.1)
+    return model
+
+
 @pytest.fixture
 def keep(monkeypatch):
     """Everything is measured, and what is there stays."""
@@ -65,7 +74,7 @@ def test_a_race_leaves_no_trace(keep):
     for callbacks in ([], [SelectActivation(["relu", "elu"], **QUICK)]):
         torch.manual_seed(0)
         random.seed(0)
-        model, watch = Plain(), Watch()
+        model, watch = set_by_hand(Plain()), Watch()
         trainer = quiet_trainer(*callbacks, watch, max_epochs=2)
         shuffled = DataLoader(data(24), batch_size=4, shuffle=True)
         own = DataLoader(data(8), batch_size=4, shuffle=True, generator=torch.Generator())
@@ -172,13 +181,26 @@ def test_every_candidate_races_with_weights_of_its_own(first, monkeypatch):
 
 
 def test_loaded_weights_race_as_they_are():
-    model = Wide()
-    nn.init.normal_(model.net[2].weight, std=0.01)
+    model = set_by_hand(Wide())
     before = copy.deepcopy(model.state_dict())
     watch = Watch()
     select = SelectActivation(["selu", "elu"], **QUICK)
     quiet_trainer(select, watch, max_epochs=1).fit(model, loader())
     assert same(watch.weights, before)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_fresh_weights_train_as_they_raced(seeds):
+    ends = []
+    for wanted in ([], [InitializeWeights()]):
+        torch.manual_seed(0)
+        watch = Watch()
+        select = SelectActivation(["relu", "elu"], steps=4, seeds=seeds, finalists=2)
+        quiet_trainer(select, *wanted, watch, max_epochs=1).fit(Wide(), loader())
+        ends.append(watch.weights)
+    for weights in ends:  # drawn by the rules, whichever callback drew them
+        assert not weights["net.0.bias"].any()
+        assert weights["net.0.weight"].std() > 0.6 * (2 / weights["net.0.weight"].shape[1]) ** 0.5
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "64-true"])
@@ -230,7 +252,7 @@ def test_an_optimizer_that_asks_how_long_training_is(keep):
     ends = []
     for callbacks in ([], [SelectActivation(["relu", "elu"], **QUICK)]):
         torch.manual_seed(0)
-        model = AsksHowLong()
+        model = set_by_hand(AsksHowLong())
         shuffled = DataLoader(data(40), batch_size=4, shuffle=True)
         quiet_trainer(*callbacks, max_epochs=2).fit(model, shuffled)
         ends.append(model.state_dict())
