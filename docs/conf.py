@@ -11,6 +11,25 @@ from sphinx.util import logging
 import stablelightning
 
 HERE = Path(__file__).parent
+#: The look of every figure, as far as its script does not say otherwise: no box, faint lines.
+LOOK = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#6E6E6E",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.labelcolor": "#262626",
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "grid.alpha": 0.7,
+    "grid.color": "#D9D9D9",
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 8.5,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+}
 GENERATED = HERE / "_generated"
 
 project = "stablelightning"
@@ -52,8 +71,9 @@ def draw_figures(_app: Sphinx) -> None:
     log = logging.getLogger(__name__)
     for script in sorted((HERE / "figures").glob("[!_]*.py")):
         started = time.perf_counter()
-        figure = importlib.import_module(script.stem).draw()
-        figure.savefig(GENERATED / f"{script.stem}.png", dpi=150, facecolor="white")
+        with matplotlib.rc_context(LOOK):
+            figure = importlib.import_module(script.stem).draw()
+            figure.savefig(GENERATED / f"{script.stem}.png", dpi=150, facecolor="white")
         log.info("figure %s: %.1f s", script.stem, time.perf_counter() - started)
 
 

@@ -31,9 +31,7 @@ def _profile(network: nn.Module, x: Tensor) -> dict[str, list[float]]:
     hidden = [output.detach() for output in outputs[:-1]]
     half = _ROWS // 2
     return {
-        "standard deviation over the data": [
-            h.std(0).square().mean().sqrt().item() for h in hidden
-        ],
+        "std over the data": [h.std(0).square().mean().sqrt().item() for h in hidden],
         "mean cosine between inputs": [
             F.cosine_similarity(h[:half], h[half:]).mean().item() for h in hidden
         ],
