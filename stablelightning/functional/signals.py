@@ -108,11 +108,25 @@ def mean_cosine(rows: Tensor) -> Tensor:
             f"a mean cosine needs rows (inputs, features) of two inputs or more, got shape "
             f"{tuple(rows.shape)}; give a batch of several inputs."
         )
+    return mean_cosines(rows.unsqueeze(0))[0]
+
+
+def mean_cosines(rows: Tensor) -> Tensor:
+    """The same of several tensors of one shape, ``(tensors, inputs, features)``, at once.
+
+    Returns:
+        ``(tensors,)``, in [-1, 1].
+
+    Example:
+        >>> mean_cosines(torch.ones(3, 2, 4))
+        tensor([1., 1., 1.])
+    """
+    count = rows.shape[1]
     rows = at_least_single(rows)
-    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    directions = torch.where(norms > 0, rows / norms.clamp_min(SMALLEST_POWER), 0.0)
-    own = directions.square().sum()  # the number of rows that are not silent
-    pairs = directions.sum(0).square().sum() - own
+    norms = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
+    directions = rows / norms.clamp_min(SMALLEST_POWER)  # zero for silent rows
+    own = (norms > 0).sum((1, 2))  # the square of a direction is 1
+    pairs = directions.sum(1).square().sum(1) - own
     return (pairs / (count * (count - 1))).clamp(-1.0, 1.0)
 
 
@@ -283,13 +297,42 @@ def duplicate_units(rows: Tensor) -> Tensor:
     rows = at_least_single(rows)
     # Equal rows have equal products with any vector. Sorting these brings copies side by side, at
     # the cost of one product instead of a sort of whole rows.
-    direction = torch.linspace(1.0, 2.0, rows.shape[1], device=rows.device, dtype=rows.dtype).cos()
-    products, order = (rows @ direction).sort(stable=True)
+    products, order = (rows @ _direction_for(rows)).sort(stable=True)
     near = (products.diff() <= SAME_PRODUCT * products.abs().max()).nonzero()[:, 0]
     again = (rows[order[near + 1]] == rows[order[near]]).all(1)
     copies = torch.zeros(rows.shape[0], dtype=torch.bool, device=rows.device)
     copies[order[near + 1]] = again
     return copies
+
+
+def duplicate_shares(matrices: Tensor) -> Tensor:
+    """Share of the units that are copies of another, of several matrices of one shape at once.
+
+    Args:
+        matrices: the incoming weights of the units, ``(matrices, units, weights)``.
+
+    Returns:
+        ``(matrices,)``, in [0, 1].
+
+    Example:
+        >>> duplicate_shares(torch.ones(1, 4, 3))
+        tensor([0.7500])
+    """
+    if len(matrices) == 1:
+        return duplicate_units(matrices[0]).float().mean().unsqueeze(0)
+    # Where no two products are alike no two rows are: so it is in most small matrices.
+    direction = _direction_for(matrices)
+    products = (matrices @ direction).sort(dim=1).values
+    near = products.diff(dim=1) <= SAME_PRODUCT * products.abs().amax(1, keepdim=True)
+    shares = matrices.new_zeros(len(matrices))
+    for place in near.any(1).nonzero()[:, 0].tolist():
+        shares[place] = duplicate_units(matrices[place]).float().mean()
+    return shares
+
+
+def _direction_for(rows: Tensor) -> Tensor:
+    size = rows.shape[-1]
+    return torch.linspace(1.0, 2.0, size, device=rows.device, dtype=rows.dtype).cos()
 
 
 def sigmoid_explosion_window(weight: float) -> float:

@@ -20,7 +20,7 @@ from stablelightning.model.step import TrainingStep
 from stablelightning.model.step_watch import StepWatch
 from stablelightning.model.structure import is_weight_layer
 from stablelightning.model.watched import Watched
-from stablelightning.model.weight_statistics import WeightStatistics, weight_statistics
+from stablelightning.model.weight_statistics import WeightStatistics, statistics_of
 
 #: Where gradients are float16, the loss is multiplied by this before the backward pass, and the
 #: gradients are divided again: only so can one see what float16 would have lost.
@@ -63,7 +63,7 @@ def measure(
     }
     roles = _roles(model, names, attribution)
     watch = StepWatch(roles, names, examples=step.examples, lossy_dtype=lossy_dtype)
-    statistics = {module: weight_statistics(module, "") for module in roles}
+    statistics = statistics_of(roles)
     silent = _silent_heads(roles)
     gradients: dict[nn.Parameter, Tensor] = {}
     try:
@@ -190,11 +190,11 @@ def _differentiated(loss: Tensor, parameters: list[nn.Parameter]) -> list[Tensor
 
 def _read(
     watch: StepWatch,
-    statistics: dict[nn.Module, WeightStatistics | None],
+    statistics: dict[nn.Module, WeightStatistics],
     gradients: dict[nn.Parameter, Tensor],
     loss: Tensor,
 ) -> Measurement:
-    watch.forget_graph()
+    watch.finish()
     layers = [
         _layer(watched, statistics.get(module), gradients)
         for module, watched in watch.layers.items()

@@ -3,6 +3,7 @@
 from collections import ChainMap
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,13 +17,11 @@ from stablelightning.model.attribution import LayerRole
 from stablelightning.model.graph import Node, first_met
 from stablelightning.model.inputs import leaves_of
 from stablelightning.model.modules import set_training
+from stablelightning.model.observations import Observations
 from stablelightning.model.observe import (
-    ActivationSignal,
     FunctionShape,
     first_tensor,
     function_shape,
-    observe,
-    observe_activation,
     unit_dimension,
 )
 from stablelightning.model.watched import Bent, LossCall, Watched, WatchedNorm, kind_of
@@ -71,6 +70,8 @@ class StepWatch(TorchFunctionMode):
         self._roles = layers
         self._names = names
         self.examples = examples
+        self._observations = Observations(examples)
+        self._functions: dict[Any, Callable[[Tensor], Tensor]] = {}
         self._lossy_dtype = lossy_dtype
         self.ends: set[int] = set()
         self.followed = True
@@ -122,8 +123,9 @@ class StepWatch(TorchFunctionMode):
 
         return hook
 
-    def forget_graph(self) -> None:
-        """Let go of every node of the graph, and with it of the memory that it holds."""
+    def finish(self) -> None:
+        """Look at what waits; let go of the graph, and with it of the memory that it holds."""
+        self._observations.finish()
         self._makers.clear()
         self._noisy.clear()
         self._norm_outputs.clear()
@@ -140,7 +142,7 @@ class StepWatch(TorchFunctionMode):
         if name in _ACTIVATIONS and isinstance(first, Tensor) and first.is_floating_point():
             reached = self._reached(first)
             for layer in reached:
-                if layer.activation is None and _is_bent(layer.role):
+                if layer.shape is None and _is_bent(layer.role):
                     self._observe_activation(layer, name, func, first, args, kwargs)
             output = func(*args, **kwargs)
             if isinstance(output, Tensor) and output.grad_fn is not None:
@@ -176,16 +178,14 @@ class StepWatch(TorchFunctionMode):
         for factor in (one, other):
             for mark in first_met(factor.grad_fn, self._makers):
                 for layer in mark.layers if isinstance(mark, Bent) else ():
-                    activation = layer.activation
-                    layer.gates |= activation is not None and activation.flat_sides == 2
+                    layer.gates |= layer.shape is not None and layer.shape.flat_sides == 2
 
     def _observe_region(self, layer: Watched, made: Tensor, dimension: int) -> None:
         """The whole function that consumes the output, where nothing changes it in between."""
         consumer = None if layer.role is None else layer.role.consumer
         if consumer is None or consumer.function is None or set(consumer.route) - {"dropout"}:
             return
-        function = consumer.function
-        layer.activation = self._observed(consumer.name, function, made, dimension)
+        self._observe_function(layer, consumer.name, consumer.function, made, dimension)
 
     def _observe_activation(
         self, layer: Watched, name: str, func: Any, first: Tensor, args: Any, kwargs: Any
@@ -195,25 +195,41 @@ class StepWatch(TorchFunctionMode):
         rest = args[1:]
         plain = {k: v for k, v in kwargs.items() if k not in ("input", "inplace")}
 
-        def function(values: Tensor) -> Tensor:
+        def applied(values: Tensor) -> Tensor:
             result: Tensor = func(values, *rest, **plain)
             return result
 
-        units = layer.output.units if layer.output is not None else None
-        dimension = unit_dimension(first.shape, layer.module, units)
-        layer.activation = self._observed(name, function, first, dimension)
+        function: Callable[[Tensor], Tensor] = applied
+        if all(isinstance(a, bool | int | float | str) for a in (*rest, *plain.values())):
+            same = (func, repr((rest, plain)))
+            function = self._functions.setdefault(same, applied)
+        dimension = unit_dimension(first.shape, layer.module, layer.units)
+        self._observe_function(layer, name, function, first, dimension)
         stops: ChainMap[Node, Any] = ChainMap(self._scales, self._makers)
         layer.norm = next((x for x in first_met(first.grad_fn, stops) if isinstance(x, str)), "")
 
-    def _observed(
-        self, name: str, function: Callable[[Tensor], Tensor], values: Tensor, dimension: int
-    ) -> ActivationSignal:
+    def _observe_function(
+        self,
+        layer: Watched,
+        name: str,
+        function: Callable[[Tensor], Tensor],
+        values: Tensor,
+        dimension: int,
+    ) -> None:
         shape = self._shapes.get(name)
         if shape is None:
             shape = function_shape(function, values)
             if name in _ACTIVATIONS:  # others share a name without being the same
                 self._shapes[name] = shape
-        return observe_activation(name, function, values, dimension, shape=shape)
+        layer.shape = shape
+        self._observations.of_activation(
+            function,
+            values,
+            named=name,
+            dimension=dimension,
+            shape=shape,
+            then=partial(setattr, layer, "activation"),
+        )
 
     def _loss(self, name: str, func: Any, first: Tensor, args: Any, kwargs: Any) -> Any:
         after = type(first.grad_fn).__name__ if first.grad_fn is not None else ""
@@ -239,8 +255,10 @@ class StepWatch(TorchFunctionMode):
             layer.reads |= {earlier.index for earlier in self._reached_from(tensor)}
         given = first_tensor(args)
         if given is not None and given.ndim > 0 and given.numel() > 0:
-            layer.input = observe(
-                given, dimension=unit_dimension(given.shape, module, None), examples=self.examples
+            self._observations.of_tensor(
+                given,
+                dimension=unit_dimension(given.shape, module, None),
+                then=partial(setattr, layer, "input"),
             )
 
     def _layer_leaves(self, module: nn.Module, _args: Any, output: Any) -> None:
@@ -256,7 +274,9 @@ class StepWatch(TorchFunctionMode):
         self._latest = layer
         if layer.calls == 1:
             dimension = unit_dimension(made.shape, module, None)
-            layer.output = observe(made, dimension=dimension, examples=self.examples)
+            layer.units = self._observations.of_tensor(
+                made, dimension=dimension, then=partial(setattr, layer, "output")
+            )
             layer.dtype = made.dtype
             self._observe_region(layer, made, dimension)
         if made.grad_fn is not None:

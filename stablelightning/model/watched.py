@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from stablelightning.model.attribution import LayerRole
-from stablelightning.model.observe import ActivationSignal, TensorSignal
+from stablelightning.model.observe import ActivationSignal, FunctionShape, TensorSignal
 
 
 @dataclass
@@ -22,6 +22,8 @@ class Watched:
     input: TensorSignal | None = None
     output: TensorSignal | None = None
     activation: ActivationSignal | None = None
+    units: int | None = None
+    shape: FunctionShape | None = None
     calls: int = 0
     reads: set[int] = field(default_factory=set)
     gates: bool = False

@@ -1,7 +1,9 @@
 """What can be read from the weights of a layer alone: their scale, copies, and the biases."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +11,12 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
 from stablelightning.functional.scores import at_least_single
-from stablelightning.functional.signals import duplicate_units, root_mean_square
+from stablelightning.functional.signals import duplicate_shares
 
 #: A gain below this counts as this, so that zero has a logarithm.
 _SILENT = 1e-30
+#: So many values of matrices of one shape are looked at together.
+_WAITING = 2**17
 
 
 @dataclass(frozen=True)
@@ -63,38 +67,105 @@ def weight_statistics(module: nn.Module, kind: str) -> WeightStatistics | None:
         >>> round(statistics.gain, 1), statistics.fan_in, statistics.duplicates
         (0.6, 100, 0.0)
     """
-    matrices = [_as_rows(w, module) for w in _weights_of(module)]
-    if not matrices:
-        return None
-    biases = _biases_of(module)
-    joined = torch.cat(biases) if biases else torch.zeros(1)
-    sizes = [float(root_mean_square(m)) for m in matrices]
-    gains = [size * math.sqrt(m.shape[1]) for size, m in zip(sizes, matrices, strict=True)]
+    return statistics_of([module], kind).get(module)
+
+
+def statistics_of(
+    modules: Iterable[nn.Module], kind: str = ""
+) -> dict[nn.Module, WeightStatistics]:
+    """The same of many layers; of small matrices of one shape, several at the cost of one."""
+    shapes: dict[nn.Module, list[torch.Size]] = {}
+    waiting: dict[Any, list[tuple[nn.Module, int, Tensor]]] = {}
+    seen: dict[nn.Module, list[_Matrix]] = {}
+    for module in modules:
+        for place, weight in enumerate(_weights_of(module)):
+            matrix = _as_rows(weight, module)
+            shapes.setdefault(module, []).append(matrix.shape)
+            seen.setdefault(module, []).append(_UNSEEN)
+            copies = place == 0 and kind != "embedding" and matrix.shape[0] > 1
+            key = (matrix.shape, matrix.dtype, matrix.device, copies)
+            group = waiting.setdefault(key, [])
+            group.append((module, place, matrix))
+            if len(group) * matrix.numel() >= _WAITING:
+                _look(waiting.pop(key), seen, copies=copies)
+    for key, group in waiting.items():
+        _look(group, seen, copies=key[-1])
+    biases = _bias_statistics(list(shapes))
+    return {m: _put_together(m, sizes, seen[m], biases[m]) for m, sizes in shapes.items()}
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    rms: float
+    mean: float
+    duplicates: float
+
+
+_UNSEEN = _Matrix(math.nan, math.nan, math.nan)
+
+
+def _look(
+    group: list[tuple[nn.Module, int, Tensor]],
+    seen: dict[nn.Module, list[_Matrix]],
+    *,
+    copies: bool,
+) -> None:
+    """Read matrices of one shape together."""
+    rows = [matrix for *_, matrix in group]
+    stacked = torch.stack(rows) if len(rows) > 1 else rows[0].unsqueeze(0)
+    count = max(stacked[0].numel(), 1)
+    rms = torch.linalg.vector_norm(stacked, dim=(1, 2)) / math.sqrt(count)
+    same = duplicate_shares(stacked) if copies else torch.zeros_like(rms)
+    numbers = torch.stack([rms, stacked.mean((1, 2)), same.to(rms.dtype)], 1).tolist()
+    for (module, place, _), row in zip(group, numbers, strict=True):
+        seen[module][place] = _Matrix(*row)
+
+
+def _bias_statistics(modules: list[nn.Module]) -> dict[nn.Module, tuple[float, ...]]:
+    """Mean, root mean square, minimum and maximum of the biases of each module."""
+    groups: dict[Any, list[tuple[nn.Module, Tensor]]] = {}
+    for module in modules:
+        biases = _biases_of(module)
+        joined = (torch.cat(biases) if len(biases) > 1 else biases[0]) if biases else torch.zeros(1)
+        groups.setdefault((joined.shape, joined.dtype, joined.device), []).append((module, joined))
+    found = {}
+    for group in groups.values():
+        stacked = torch.stack([joined for _, joined in group])
+        smallest, largest = stacked.aminmax(dim=1)
+        rms = torch.linalg.vector_norm(stacked, dim=1) / math.sqrt(stacked.shape[1])
+        numbers = torch.stack([stacked.mean(1), rms, smallest, largest], 1).tolist()
+        found.update({module: tuple(row) for (module, _), row in zip(group, numbers, strict=True)})
+    return found
+
+
+def _put_together(
+    module: nn.Module, shapes: list[torch.Size], seen: list[_Matrix], biases: tuple[float, ...]
+) -> WeightStatistics:
+    gains = [one.rms * math.sqrt(shape[1]) for one, shape in zip(seen, shapes, strict=True)]
     at = max(range(len(gains)), key=lambda i: abs(math.log(max(gains[i], _SILENT))))
-    worst, rms = matrices[at], sizes[at]
-    smallest, largest = (float(x) for x in joined.aminmax())
+    mean, rms, smallest, largest = biases
     return WeightStatistics(
         gain=gains[at],
-        backward_gain=rms * math.sqrt(_fan_out(worst, module)),
-        fan_in=worst.shape[1],
-        units=matrices[0].shape[0],
-        duplicates=0.0 if kind == "embedding" else _duplicates(matrices[0]),
-        zero=rms == 0,
-        spread=_spread(worst, rms),
-        bias_mean=float(joined.mean()),
-        bias_rms=float(root_mean_square(joined)),
+        backward_gain=seen[at].rms * math.sqrt(_fan_out(shapes[at][0], module)),
+        fan_in=shapes[at][1],
+        units=shapes[0][0],
+        duplicates=seen[0].duplicates,
+        zero=seen[at].rms == 0,
+        spread=_spread(seen[at]),
+        bias_mean=mean,
+        bias_rms=rms,
         bias_min=smallest,
         bias_max=largest,
-        finite=all(map(math.isfinite, [*sizes, smallest, largest])),
+        finite=all(map(math.isfinite, [*(one.rms for one in seen), smallest, largest])),
         frozen=not any(p.requires_grad for p in module.parameters()),
     )
 
 
-def _spread(rows: Tensor, rms: float) -> float:
+def _spread(seen: _Matrix) -> float:
     """Standard deviation over root mean square, from a mean alone: one pass less."""
-    if rms == 0 or not math.isfinite(rms):
+    if seen.rms == 0 or not math.isfinite(seen.rms):
         return 0.0
-    return math.sqrt(max(1 - (float(rows.mean()) / rms) ** 2, 0.0))
+    return math.sqrt(max(1 - (seen.mean / seen.rms) ** 2, 0.0))
 
 
 def _weights_of(module: nn.Module) -> list[Tensor]:
@@ -132,15 +203,10 @@ def _as_rows(weight: Tensor, module: nn.Module) -> Tensor:
     return at_least_single(weight.reshape(weight.shape[0], -1))
 
 
-def _fan_out(rows: Tensor, module: nn.Module) -> float:
+def _fan_out(units: int, module: nn.Module) -> float:
     kernel = getattr(module, "kernel_size", ())
     positions = math.prod(kernel) if isinstance(kernel, tuple) else 1
     stride = getattr(module, "stride", ())
     steps = math.prod(stride) if isinstance(stride, tuple) else 1
     groups = getattr(module, "groups", 1) if positions else 1
-    return rows.shape[0] * positions / steps / groups if groups else float(rows.shape[0])
-
-
-def _duplicates(rows: Tensor) -> float:
-    # Biases are left aside: random ones tell the units apart only until a norm removes them.
-    return float(duplicate_units(rows).float().mean()) if rows.shape[0] > 1 else 0.0
+    return units * positions / steps / groups if groups else float(units)
