@@ -1,12 +1,12 @@
 """What a forward leaves on the modules of a model, noticed and taken back."""
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from stablelightning.model.modules import content_of, modules_of
 from stablelightning.model.trust import is_trusted
 
 
@@ -18,7 +18,7 @@ class Footprint:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules = [m for m in model.modules() if not is_trusted(m)]
+        self._modules = [m for m in modules_of(model) if not is_trusted(m)]
         self._buffers = [b for b in model.buffers() if not is_lazy(b) and b.layout is torch.strided]
 
     def __enter__(self) -> "Footprint":
@@ -53,7 +53,7 @@ class Footprint:
     @staticmethod
     def _look(module: nn.Module) -> dict[str, tuple[Any, Any]]:
         return {
-            name: (value, copy.copy(value) if isinstance(value, list | dict | set) else None)
+            name: (value, content_of(value) if isinstance(value, list | dict | set) else None)
             for name, value in vars(module).items()
             if name != "training"
         }

@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map
 
 from stablelightning.errors import DataError
+from stablelightning.model.modules import parameters_of
 
 #: How deep to look for tensors in objects that are no containers.
 _NESTED = 3
@@ -88,7 +89,7 @@ def check_device(model: nn.Module, inputs: Any) -> None:
     Raises:
         DataError: all of its tensors lie elsewhere (lengths, for one, must always be on the CPU).
     """
-    devices = {p.device for p in model.parameters()}
+    devices = {p.device for p in parameters_of(model)}
     found = [tensor.device for tensor in tensors_in(inputs)]
     if len(devices) != 1 or not found:
         return

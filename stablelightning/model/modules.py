@@ -23,6 +23,28 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
     return found
 
 
+def parameters_of(model: nn.Module) -> list[nn.Parameter]:
+    """Every parameter once: ``list(model.parameters())`` at a fraction of its cost.
+
+    Example:
+        >>> len(parameters_of(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))))
+        4
+    """
+    if (
+        type(model).named_parameters is not nn.Module.named_parameters
+    ):  # wrappers say what is theirs
+        return list(model.parameters())
+    found = {id(p): p for m in modules_of(model) for p in m._parameters.values() if p is not None}
+    return list(found.values())
+
+
+def content_of(container: Any) -> Any:
+    """What a list, dict or set holds, as a plain one: many times as fast as ``copy.copy``."""
+    if isinstance(container, list):
+        return list(container)
+    return dict(container) if isinstance(container, dict) else set(container)
+
+
 def set_training(module: nn.Module, training: bool) -> None:
     """Set one module's own flag, past a module's slow ``__setattr__``."""
     if "training" in vars(module):

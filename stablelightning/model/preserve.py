@@ -1,6 +1,5 @@
 """Leaving a model exactly as it was, whatever a training step did to it."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from stablelightning.model.generators import undisturbed_generators
+from stablelightning.model.modules import content_of, modules_of, parameters_of
 from stablelightning.model.trust import is_trusted
 
 
@@ -34,7 +34,7 @@ def preserved(model: nn.Module, *, moved: bool = False) -> Iterator[None]:
         >>> net[1].num_batches_tracked
         tensor(0)
     """
-    modules = list(model.modules())
+    modules = modules_of(model)
     kept = [_KeptModule(module) for module in modules]
     everything = moved or not all(map(_writes_no_weights, modules))
     tensors = [_KeptTensor(t, copied=everything) for t in _parameters_of(model)]
@@ -81,7 +81,7 @@ _HOLDERS = (list, dict, set, Tensor)
 def _content(value: Any) -> Any:
     if isinstance(value, Tensor):
         return None if _is_unusual(value) else value.detach().clone()
-    return copy.copy(value)
+    return content_of(value)
 
 
 def _refill(value: Any, content: Any) -> None:
@@ -124,7 +124,7 @@ def _writes_no_weights(module: nn.Module) -> bool:
 
 
 def _parameters_of(model: nn.Module) -> list[Tensor]:
-    return [p for p in model.parameters() if not _is_unusual(p)]
+    return [p for p in parameters_of(model) if not _is_unusual(p)]
 
 
 def _buffers_of(model: nn.Module) -> list[Tensor]:

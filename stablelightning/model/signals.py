@@ -15,6 +15,7 @@ from stablelightning.model.attribution import Attribution, LayerRole
 from stablelightning.model.first_fault import first_backward_fault, first_fault
 from stablelightning.model.layer_graph import gates_only, unavoidable
 from stablelightning.model.measurement import MeasuredLayer, Measurement
+from stablelightning.model.modules import parameters_of
 from stablelightning.model.observe import TensorSignal, observe
 from stablelightning.model.step import TrainingStep
 from stablelightning.model.step_watch import StepWatch
@@ -71,7 +72,7 @@ def measure(
             with watch:
                 loss = step.run()
                 watch.ends_with(loss)
-            parameters = [p for p in model.parameters() if p.requires_grad]
+            parameters = [p for p in parameters_of(model) if p.requires_grad]
             if loss.requires_grad and bool(torch.isfinite(loss)):
                 with watch.recomputing():
                     gradients = _gradients(loss, parameters, watch)
@@ -238,7 +239,7 @@ def _layer(
     norm = math.nan
     if watched.gradient_squares:
         norm = _or_infinite(torch.stack(watched.gradient_squares).norm())
-    own = [gradients[p] for p in watched.module.parameters() if p in gradients]
+    own = [gradients[p] for p in parameters_of(watched.module) if p in gradients]
     moves = [torch.linalg.vector_norm(_real(g)) for g in own]
     return MeasuredLayer(
         name=watched.name,
@@ -282,8 +283,8 @@ def _all_finite(measurement: Measurement) -> bool:
 
 def _parameters_are_finite(model: nn.Module, layers: Iterable[nn.Module]) -> bool:
     """Also of norms, where a ReLU may hide an infinity from everything that follows."""
-    seen = {id(p) for layer in layers for p in layer.parameters()}  # their sizes are known
-    norms = [torch.linalg.vector_norm(_real(p)) for p in model.parameters() if id(p) not in seen]
+    seen = {id(p) for layer in layers for p in parameters_of(layer)}  # their sizes are known
+    norms = [torch.linalg.vector_norm(_real(p)) for p in parameters_of(model) if id(p) not in seen]
     return not norms or bool(torch.isfinite(_stacked(norms)).all())
 
 

@@ -27,7 +27,7 @@ from stablelightning.model.generators import (
     undisturbed_generators,
 )
 from stablelightning.model.inputs import arguments_of, check_device, leaves_of, tensors_in
-from stablelightning.model.modules import modules_of
+from stablelightning.model.modules import modules_of, parameters_of
 from stablelightning.model.operations import (
     is_collective,
     operation_kind,
@@ -186,7 +186,7 @@ def watch(model: nn.Module, inputs: Any, *, call: Callable[..., Any] | None = No
     args, kwargs = arguments_of(inputs)
     check_device(model, (args, kwargs))
     watcher = _Watcher(model, (args, kwargs))
-    lazy = any(is_lazy(p) for p in model.parameters())  # the pass draws their first numbers
+    lazy = any(is_lazy(p) for p in parameters_of(model))  # the pass draws their first numbers
     drawn, host = GeneratorWatch(), HostGeneratorWatch()
     everything = StochasticModules(modules=modules_of(model))
     with Footprint(model), undisturbed_generators(), sampling_mode(everything):
@@ -220,7 +220,7 @@ class _Watcher(TorchDispatchMode):
         self._seen: dict[int, int] = {}  # of each tensor: how many of the writes its value knows
         self._stack: list[Call] = []
         self._inside_recurrent = 0
-        for tensor in [*model.parameters(), *model.buffers()]:
+        for tensor in [*parameters_of(model), *model.buffers()]:
             if not is_lazy(tensor):
                 self.value(tensor)
         for tensor in tensors_in(inputs):

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from stablelightning.functional.scores import at_least_single
 from stablelightning.functional.signals import duplicate_shares
+from stablelightning.model.modules import parameters_of
 
 #: A gain below this counts as this, so that zero has a logarithm.
 _SILENT = 1e-30
@@ -157,7 +158,7 @@ def _put_together(
         bias_min=smallest,
         bias_max=largest,
         finite=all(map(math.isfinite, [*(one.rms for one in seen), smallest, largest])),
-        frozen=not any(p.requires_grad for p in module.parameters()),
+        frozen=not any(p.requires_grad for p in parameters_of(module)),
     )
 
 
