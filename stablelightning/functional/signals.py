@@ -126,7 +126,7 @@ def mean_cosines(rows: Tensor) -> Tensor:
     norms = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
     directions = rows / norms.clamp_min(SMALLEST_POWER)  # zero for silent rows
     own = (norms > 0).sum((1, 2))  # the square of a direction is 1
-    pairs = directions.sum(1).square().sum(1) - own
+    pairs: Tensor = directions.sum(1).square().sum(1) - own
     return (pairs / (count * (count - 1))).clamp(-1.0, 1.0)
 
 

@@ -188,6 +188,7 @@ def _requests(findings: "Iterable[Finding]") -> list[_Request]:
         if weights_too:
             named = {"scheme": weights_too} if isinstance(weights_too, str) else {}
             ask(INITIALIZE, named, finding)
+    _draw_once(list(merged.values()))
     for request in merged.values():
         if request.cure == INITIALIZE and any(other.cure in _BEHIND for other in merged.values()):
             # What becomes branches need not be straight, and bends more with a larger signal.
@@ -199,7 +200,18 @@ def _requests(findings: "Iterable[Finding]") -> list[_Request]:
         known = order.index(request.cure) if request.cure in order else len(order)
         return known, "scheme" in request.arguments
 
-    return sorted(merged.values(), key=place)
+    wanted = [request for request in merged.values() if request.anywhere or request.modules]
+    return sorted(wanted, key=place)
+
+
+def _draw_once(requests: list[_Request]) -> None:
+    """Let a scheme that a finding names draw the layers that others, too, want drawn."""
+    drawn = [request for request in requests if request.cure == INITIALIZE]
+    for named in (request for request in drawn if "scheme" in request.arguments):
+        for usual in (request for request in drawn if "scheme" not in request.arguments):
+            if set(named.modules) & set(usual.modules):
+                named.modules += [name for name in usual.modules if name not in named.modules]
+                usual.modules.clear()
 
 
 def _treated(patient: Patient, request: _Request) -> Treatment:
