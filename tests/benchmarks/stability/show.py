@@ -90,7 +90,7 @@ def draw(verdicts: Sequence[Verdict], *, seeds: int) -> "Figure":
         "ours holds where depth makes the others fall",
     )
     axes = figure.subplots()
-    colours = dict(zip(COLUMNS, (MUTED, *COLOURS[2:], COLOURS[0], COLOURS[1]), strict=False))
+    colours = dict(zip(COLUMNS, (MUTED, *COLOURS[2:], COLOURS[1]), strict=True))
     step = 0.8 / len(COLUMNS)
     for place, column in enumerate(COLUMNS):
         shift = (place - (len(COLUMNS) - 1) / 2) * step
