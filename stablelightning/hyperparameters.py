@@ -1,12 +1,30 @@
-"""What a checkpoint keeps of a module's constructor, for ``load_from_checkpoint`` to call it."""
+"""What is kept of a module's constructor: by the module, and by a checkpoint to call it again."""
 
 import inspect
+from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
 _PLAIN = (bool, int, float, str, type(None))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a :class:`~stablelightning.StableMixin` was told, beside its task."""
+
+    optimizer: OptimizerCallable | None = None
+    scheduler: LRSchedulerCallable | None = None
+    scheduler_interval: Literal["epoch", "step"] = "epoch"
+    monitor: str = "val/loss"
+    samples: int = 50
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Settings":
+        # Nothing in it changes, and what makes a recipe's optimizer holds the whole command line
+        # interface: a copy of the module would copy its trainer, loggers and data as well.
+        return self
 
 
 def keep_hyperparameters(module: L.LightningModule) -> None:

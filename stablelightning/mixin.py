@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -16,7 +15,7 @@ from torchmetrics import Metric
 from stablelightning.callbacks.batches import inputs_and_target
 from stablelightning.errors import DataError, ModelError, NothingRandomError, RecipeError
 from stablelightning.functional.uncertainty import is_probabilities
-from stablelightning.hyperparameters import keep_hyperparameters
+from stablelightning.hyperparameters import Settings, keep_hyperparameters
 from stablelightning.inheritance import check_bases, give_way
 from stablelightning.model.prediction import Task
 from stablelightning.model.sample import mc_dropout
@@ -54,20 +53,6 @@ def _eager(function: _Function) -> _Function:
     Lightning compiles ``forward`` on its own as well.
     """
     return cast(_Function, torch.compiler.disable(function))
-
-
-@dataclass(frozen=True)
-class _Settings:
-    optimizer: OptimizerCallable | None = None
-    scheduler: LRSchedulerCallable | None = None
-    scheduler_interval: Literal["epoch", "step"] = "epoch"
-    monitor: str = "val/loss"
-    samples: int = 50
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Settings":
-        # Nothing in it changes, and what makes a recipe's optimizer holds the whole command line
-        # interface: a copy of the module would copy its trainer, loggers and data as well.
-        return self
 
 
 class StableMixin(_Base):
@@ -120,7 +105,7 @@ class StableMixin(_Base):
     """
 
     task: Task | None = None
-    _stable_settings = _Settings()
+    _stable_settings = Settings()
     _stable_checked_logits = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -152,9 +137,7 @@ class StableMixin(_Base):
         super().__init__(**kwargs)
         if task is not None:
             self.task = task
-        self._stable_settings = _Settings(
-            optimizer, scheduler, scheduler_interval, monitor, samples
-        )
+        self._stable_settings = Settings(optimizer, scheduler, scheduler_interval, monitor, samples)
         keep_hyperparameters(self)
 
     # ---- what a user may want to define ------------------------------------------------------

@@ -33,6 +33,12 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    # What torch.compile builds is linked with fast mathematics, which on loading makes the thread
+    # flush denormal numbers, and hypothesis refuses to work there.
+    torch.set_flush_denormal(False)
+    # Lightning keeps its seed in the environment, where the next test's processes find it.
+    os.environ.pop("PL_GLOBAL_SEED", None)
+    os.environ.pop("PL_SEED_WORKERS", None)
     if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device, and there is none here; run pytest -m gpu where one is")
 

@@ -16,7 +16,7 @@ from stablelightning.functional.scores import at_least_single
 
 #: A derivative below this share of the largest one the function has counts as none: such a unit
 #: learns twenty times more slowly than one in the middle of the function. For tanh it is reached
-#: at |z| = 2.18, for the sigmoid at |z| = 4.36.
+#: at 2.18 from the origin, for the sigmoid at 4.36.
 SATURATED_SHARE = 0.05
 
 #: A derivative below this share of the largest counts as zero: at such a rate a unit needs a

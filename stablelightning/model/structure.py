@@ -223,6 +223,7 @@ def watched_run(
 
 
 def graph_ends(output: Any) -> list[Any]:
+    """The nodes of autograd's graph that made the tensors of an output."""
     ends = []
     for leaf in tree_leaves(output):
         # An output object that pytree does not know (a distribution, a dataclass): its own tensors.

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from stablelightning.errors import RecipeError
 from stablelightning.report.wandb import (
     RunLogger,
+    _say_once,
     finish_run,
     log_config,
     log_figure,
@@ -345,6 +346,7 @@ class Pictures(Logger):
 def test_other_loggers_take_what_they_can_and_the_rest_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    _say_once.cache_clear()  # another test may have heard it
     table = CSVLogger(tmp_path)
     pictures = Pictures()
     figure = a_figure()
