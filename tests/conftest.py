@@ -32,6 +32,12 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(_WANDB, ignore_errors=True)
 
 
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """What a test module draws when it is imported is the same in every process and order."""
+    if isinstance(collector, pytest.Module):
+        torch.manual_seed(0)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     # What torch.compile builds is linked with fast mathematics, which on loading makes the thread
     # flush denormal numbers, and hypothesis refuses to work there.
