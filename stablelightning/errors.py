@@ -28,6 +28,10 @@ class EngineError(StableLightningError, RuntimeError):
     """The sampling engine that was asked for by name cannot run this model."""
 
 
+class DivergedError(StableLightningError, RuntimeError):
+    """Training was given up: it diverged again after every remedy that was allowed."""
+
+
 class CheckpointError(StableLightningError, RuntimeError):
     """A checkpoint does not fit the model, or cannot be read."""
 

@@ -1,9 +1,10 @@
 """What every callback of this package has in common."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 
+from stablelightning.callbacks.order import put_in_order
 from stablelightning.errors import ModelError
 
 #: The stand-alone package of the same code. Its classes are other classes.
@@ -17,6 +18,10 @@ class StableCallback(L.Callback):
     was written in the recipe, and validated in the constructor, so that a bad recipe dies before
     the first step.
 
+    Where the order in which callbacks act decides, a class has a ``rank``: before the first hook of
+    a loop those with a rank are sorted by it, among the places that they hold in the Trainer's
+    list. Guarding comes before measuring, and measuring before clipping.
+
     Example:
         >>> class Count(StableCallback):
         ...     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
@@ -25,9 +30,13 @@ class StableCallback(L.Callback):
         'Count'
     """
 
+    #: The smaller comes first; ``None`` stays where the Trainer's list has it.
+    rank: ClassVar[int | None] = None
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Check where the Trainer and the module come from."""
+        """Check where the Trainer and the module come from, and put callbacks in order."""
         refuse_other_lightning(trainer, pl_module, name=type(self).__name__)
+        put_in_order(trainer)
 
 
 def refuse_other_lightning(*objects: Any, name: str) -> None:

@@ -95,6 +95,8 @@ class MonitorSignals(StableCallback):
         []
     """
 
+    rank = 20  # after what skips a step, before what clips its gradients
+
     def __init__(
         self,
         every_n_steps: int = 50,

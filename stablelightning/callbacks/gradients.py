@@ -1,0 +1,126 @@
+"""The gradients that an optimizer is about to be given, and their norm, computed once per step."""
+
+from functools import cached_property
+from typing import cast
+from weakref import ReferenceType, WeakKeyDictionary, ref
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+
+class Gradients:
+    """The gradients of one optimizer at one step, and what was computed of them.
+
+    Made by :func:`gradients_of`. Holds no gradient alive.
+
+    Args:
+        tensors: the gradients, whole and not empty.
+        scale: the loss scale that is still in them, ``None`` if there is none.
+    """
+
+    def __init__(self, tensors: list[Tensor], scale: Tensor | None) -> None:
+        self._seen = [(ref(tensor), tensor._version) for tensor in tensors]
+        self._norms: dict[float, Tensor] = {}
+        self.scale = scale
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The gradients; in the order of the optimizer's parameters, those that have one."""
+        references = cast("list[tuple[ReferenceType[Tensor], int]]", self._seen)
+        alive = (reference() for reference, _ in references)
+        return [tensor for tensor in alive if tensor is not None]
+
+    @cached_property
+    def is_empty(self) -> bool:
+        """Whether there is no gradient at all: the step is skipped, or nothing was learned."""
+        return not self._seen
+
+    def norm(self, norm_type: float = 2.0) -> Tensor:
+        """The norm of all gradients as one vector, without the loss scale.
+
+        Args:
+            norm_type: the p of the norm, > 0; ``math.inf`` for the largest absolute value.
+
+        Returns:
+            A scalar on the first gradient's device, at least float32; 0 where there is none. Not
+            finite where a gradient is not, and where the sum of squares overflows. Nothing waits
+            for the device.
+        """
+        if norm_type not in self._norms:
+            found = _joint_norm(self.tensors, norm_type)
+            self._norms[norm_type] = found if self.scale is None else found / self.scale
+        return self._norms[norm_type]
+
+    def are(self, tensors: list[Tensor], scale: Tensor | None) -> bool:
+        """Whether these very gradients were seen, and have not been written since."""
+        return (
+            len(tensors) == len(self._seen)
+            and scale is self.scale
+            and all(
+                seen() is tensor and version == tensor._version
+                for tensor, (seen, version) in zip(tensors, self._seen, strict=True)
+            )
+        )
+
+
+#: What was computed at the present step of an optimizer; another step's gradients are not these.
+_PRESENT: WeakKeyDictionary[Optimizer, Gradients] = WeakKeyDictionary()
+
+
+def gradients_of(trainer: L.Trainer, optimizer: Optimizer) -> Gradients:
+    """The gradients of the parameters of an optimizer, for ``on_before_optimizer_step``.
+
+    What one callback computed is there for the next one, until a gradient is replaced or written.
+
+    Args:
+        trainer: whose precision plugin may hold a scaler. Lightning has unscaled the gradients by
+            then, except those of fused optimizers, which unscale within their step.
+        optimizer: the plain one, as hooks are given it.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> trainer = L.Trainer(accelerator="cpu", barebones=True)
+        >>> gradients_of(trainer, torch.optim.SGD([weight])).norm()
+        tensor(5.)
+    """
+    tensors = [
+        parameter.grad
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.grad is not None
+    ]
+    scale = _loss_scale(trainer, optimizer)
+    present = _PRESENT.get(optimizer)
+    if present is None or not present.are(tensors, scale):
+        present = _PRESENT[optimizer] = Gradients(tensors, scale)
+    return present
+
+
+def _loss_scale(trainer: L.Trainer, optimizer: Optimizer) -> Tensor | None:
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None or not _optimizer_handles_unscaling(optimizer):
+        return None
+    return cast(Tensor, scaler._get_scale_async())
+
+
+def _joint_norm(gradients: list[Tensor], norm_type: float) -> Tensor:
+    if len({(g.dtype, g.device, g.layout) for g in gradients}) == 1:
+        first = gradients[0]
+        if first.dtype in (torch.float32, torch.float64) and first.layout is torch.strided:
+            # What get_total_norm comes to, without its bookkeeping, which costs as much again.
+            norms = torch.stack(torch._foreach_norm(gradients, norm_type))
+            return torch.linalg.vector_norm(norms, norm_type)
+    return get_total_norm([_values(gradient) for gradient in gradients], norm_type)
+
+
+def _values(gradient: Tensor) -> Tensor:
+    """What the norm is taken of: stored values, in a type whose range holds the sum of squares."""
+    if gradient.is_sparse:
+        gradient = gradient.coalesce().values()
+    small = gradient.dtype in (torch.float16, torch.bfloat16)
+    return gradient.float() if small else gradient
