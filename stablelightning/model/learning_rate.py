@@ -1,0 +1,93 @@
+"""One factor on every learning rate of an optimizer and of what schedules it."""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from stablelightning.errors import RecipeError
+
+#: Entries of a parameter group that are rates: the present one, and those that schedulers leave.
+_GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
+#: Attributes of schedulers that are rates, or lists of one for each group.
+_SCHEDULER_RATES = ("base_lrs", "max_lrs", "min_lrs", "default_min_lr", "eta_min", "_last_lr")
+
+
+def scale_learning_rates(optimizer: Optimizer, schedulers: Iterable[Any], factor: float) -> None:
+    """Multiply an optimizer's learning rates by a factor, now and for the rest of its schedules.
+
+    Every group's rate, the rates that schedulers leave in groups (``initial_lr``, ``max_lr``,
+    ``min_lr``, ``swa_lr``), and what they keep themselves are multiplied, through
+    ``SequentialLR`` and ``ChainedScheduler``. From then on each schedule of torch gives ``factor``
+    times what it would have given, in the middle of it as well as at its start, and the ratios
+    between groups stay. Both changes are part of the ``state_dict`` of optimizer and scheduler.
+
+    Floors are rates, too (``eta_min``, the ``min_lr`` of ``ReduceLROnPlateau`` and the smallest
+    change that it makes): a rate that was cut below a floor would otherwise rise to it. What is no
+    rate stays: momentum and betas, which ``OneCycleLR`` and ``CyclicLR`` cycle as before, weight
+    decay (decoupled decay is multiplied by the rate in each step), factors and lambdas. Rates that
+    a scheduler of your own keeps under other names than torch's cannot be known: one that computes
+    from ``base_lrs``, or from the groups, goes on as torch's do.
+
+    Args:
+        optimizer: changed in place; rates that are tensors (``capturable``) are written in place.
+        schedulers: torch schedulers, changed in place; those of other optimizers are left.
+        factor: > 0 and finite.
+
+    Raises:
+        RecipeError: ``factor`` is not a positive, finite number.
+
+    Example:
+        >>> import torch
+        >>> from torch.optim.lr_scheduler import StepLR
+        >>> groups = [{"params": [torch.zeros(1)]}, {"params": [torch.zeros(1)], "lr": 0.01}]
+        >>> sgd = torch.optim.SGD(groups, lr=0.1)
+        >>> schedule = StepLR(sgd, step_size=1, gamma=0.5)
+        >>> scale_learning_rates(sgd, [schedule], 2.0)
+        >>> sgd.step(), schedule.step()
+        (None, None)
+        >>> [group["lr"] for group in sgd.param_groups]
+        [0.1, 0.01]
+    """
+    if not isinstance(factor, int | float) or not math.isfinite(factor) or factor <= 0:
+        raise RecipeError(
+            f"factor must be a finite number > 0, got {factor!r}; to stop learning, freeze the "
+            "parameters instead."
+        )
+    own = getattr(optimizer, "optimizer", optimizer)  # Lightning's wrapper, or the optimizer
+    written: set[int] = set()  # groups may share one tensor
+    for group in optimizer.param_groups:
+        for name in _GROUP_RATES:
+            rate = group.get(name)
+            if isinstance(rate, Tensor) and id(rate) not in written:
+                written.add(id(rate))
+                rate.detach().mul_(factor)  # a captured graph reads this very tensor
+            elif isinstance(rate, int | float):
+                group[name] = rate * factor
+    for scheduler in _unrolled(schedulers, seen=set()):
+        if getattr(scheduler, "optimizer", own) is own:
+            _scale(scheduler, factor)
+
+
+def _scale(scheduler: Any, factor: float) -> None:
+    for name in _SCHEDULER_RATES:
+        value = vars(scheduler).get(name)
+        if isinstance(value, list | tuple):
+            setattr(scheduler, name, [rate * factor for rate in value])
+        elif value is not None:
+            setattr(scheduler, name, value * factor)
+    if isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.eps *= factor
+
+
+def _unrolled(schedulers: Iterable[Any], *, seen: set[int]) -> Iterator[Any]:
+    """Each scheduler once, and those inside it."""
+    for scheduler in schedulers:
+        if id(scheduler) in seen:
+            continue
+        seen.add(id(scheduler))
+        yield scheduler
+        yield from _unrolled(vars(scheduler).get("_schedulers", ()), seen=seen)
