@@ -2,7 +2,7 @@
 
 from functools import cached_property
 from typing import cast
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, ref
 
 import lightning as L
 import torch
@@ -30,8 +30,7 @@ class Gradients:
     @property
     def tensors(self) -> list[Tensor]:
         """The gradients; in the order of the optimizer's parameters, those that have one."""
-        references = cast("list[tuple[ReferenceType[Tensor], int]]", self._seen)
-        alive = (reference() for reference, _ in references)
+        alive = (reference() for reference, _ in self._seen)
         return [tensor for tensor in alive if tensor is not None]
 
     @cached_property
@@ -114,7 +113,7 @@ def _joint_norm(gradients: list[Tensor], norm_type: float) -> Tensor:
         if first.dtype in (torch.float32, torch.float64) and first.layout is torch.strided:
             # What get_total_norm comes to, without its bookkeeping, which costs as much again.
             norms = torch.stack(torch._foreach_norm(gradients, norm_type))
-            return torch.linalg.vector_norm(norms, norm_type)
+            return cast(Tensor, torch.linalg.vector_norm(norms, norm_type))
     return get_total_norm([_values(gradient) for gradient in gradients], norm_type)
 
 

@@ -1,6 +1,8 @@
 """One consultation: a recipe's model, data and optimizer, looked at without training."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
@@ -12,12 +14,14 @@ from stablelightning.callbacks.first_batches import first_batches, joined
 from stablelightning.callbacks.initialize import InitializeWeights
 from stablelightning.cli.doctor import Consultation
 from stablelightning.cli.quiet import quiet
+from stablelightning.cli.sections import Patient, doctor_sections
 from stablelightning.cli.session import RunCLI
 from stablelightning.model.diagnose import diagnose
 from stablelightning.model.generators import undisturbed_generators
 from stablelightning.optional import require
 from stablelightning.report.diagnosis import print_diagnosis
 from stablelightning.report.page import write_diagnosis
+from stablelightning.report.section import print_section
 
 #: One process, and no record as if of a run.
 _HERE = (
@@ -49,16 +53,21 @@ def consult(wanted: Consultation) -> int:
     trainer, model = cli.trainer, cli.model
     notes = _prepare(cli)
     batch = joined(first_batches(trainer, model, wanted.batches))
-    optimizer, trouble = _optimizer(model)
+    optimizer, schedulers, trouble = _optimizer(model)
     diagnosis = diagnose(model, batch, optimizer=optimizer)
     if wanted.apply and diagnosis.findings:
         diagnosis = diagnosis.apply()
-    diagnosis.notes += [*notes, *trouble]
+    patient = Patient(trainer, model, batch, optimizer, schedulers, diagnosis)
+    sections, left_out = doctor_sections(patient)
+    diagnosis.notes += [*notes, *trouble, *left_out]
     title = f"The doctor on {plan.recipe.stem}"
     if plan.overlays:
         title += f" with {', '.join(path.stem for path in plan.overlays)}"
-    written = write_diagnosis(diagnosis, plan.folder, title=title)
+    written = write_diagnosis(diagnosis, plan.folder, title=title, sections=sections)
     print_diagnosis(diagnosis, title=title)
+    for section in sections:
+        print()
+        print_section(section)
     print(f"\nThe page: {written[0]}", flush=True)
     return int(diagnosis.worst == "error")
 
@@ -93,13 +102,13 @@ def _prepare(cli: RunCLI) -> list[str]:
     return notes
 
 
-def _optimizer(model: L.LightningModule) -> tuple[Optimizer | None, list[str]]:
-    """The optimizer that training would use, and why there is none."""
+def _optimizer(model: L.LightningModule) -> tuple[Optimizer | None, Sequence[Any], list[str]]:
+    """The optimizer and the schedules that training would use, and why there are none."""
     try:
         with undisturbed_generators():
-            optimizers, _ = _init_optimizers_and_lr_schedulers(model)
+            optimizers, schedulers = _init_optimizers_and_lr_schedulers(model)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        return None, [f"the optimizer could not be made without a run ({reason})"]
+        return None, [], [f"the optimizer could not be made without a run ({reason})"]
     first = next((o for o in optimizers if isinstance(o, Optimizer)), None)
-    return first, []
+    return first, schedulers, []

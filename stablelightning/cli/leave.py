@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from stablelightning.callbacks.monitor import MonitorSignals
+from stablelightning.cli.sections import run_sections
 from stablelightning.optional import require
 from stablelightning.report import plots
-from stablelightning.report.monitor import gradient_heat_map
+from stablelightning.report.section import print_section, sentence
 from stablelightning.report.summary import (
     build_summary,
     most_uncertain_rows,
@@ -61,10 +61,12 @@ def leave_results(
     """
     data = getattr(trainer, "datamodule", None)
     rows = with_dataset_rows(unknown.estimate.rows, data) if unknown else {}
+    sections, left_out = run_sections(trainer, trainer.lightning_module)
     summary = build_summary(
         trainer.callback_metrics,
         unknown.estimate.results if unknown else {},
         ood_auroc(rows, unknown.rows) if unknown and rows else {},
+        *[section.numbers for section in sections],
         {"run/epochs": trainer.current_epoch, "run/seconds": seconds},
     )
     write_summary(folder, summary)
@@ -75,20 +77,18 @@ def leave_results(
             plots.save_figure(figure, folder / "plots" / f"{name}.png")
             log_figure(trainer.loggers, f"uncertainty/{name}", figure)
         _log_examples(trainer, rows)
-    for figure in _monitored(trainer):
-        plots.save_figure(figure, folder / "plots" / "gradient_norm.png")
+    for section in sections:
+        if section.figure is not None:
+            plots.save_figure(section.figure, folder / "plots" / f"{section.name}.png")
+            log_figure(trainer.loggers, f"report/{section.name}", section.figure)
     print()
     print_summary(summary, title=folder.name)
+    for section in sections:
+        print()
+        print_section(section)
+    for note in left_out:
+        print(f"Note: {sentence(note)}")
     print(f"Results: {folder}", flush=True)
-
-
-def _monitored(trainer: L.Trainer) -> Iterator["Figure"]:
-    """The gradients of a monitored run; the callback itself has logged the picture."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, MonitorSignals):
-            norms = callback.history.table("grad_norm")
-            if (norms > 0).any():
-                yield gradient_heat_map(callback.history.steps, callback.history.layers, norms)
 
 
 def with_dataset_rows(rows: Rows, data: Any) -> Rows:

@@ -20,6 +20,7 @@ from stablelightning.report.depth import (
     depth_sentence,
     draw_depth,
 )
+from stablelightning.report.section import sentence
 from stablelightning.report.style import COLOURS, INK, MUTED, new_figure, say
 
 if TYPE_CHECKING:
@@ -149,19 +150,6 @@ def summary_line(diagnosis: "Diagnosis") -> str:
     if diagnosis.before is None:
         return now
     return f"{now}; before the cures, {summary_line(diagnosis.before)}"
-
-
-def sentence(text: str) -> str:
-    """Begin a remark with a capital, unless it begins with a name, and end it with a full stop.
-
-    Example:
-        >>> sentence("the gradient vanishes"), sentence("body.3 is dead.")
-        ('The gradient vanishes.', 'body.3 is dead.')
-    """
-    text = text.strip()
-    if text.partition(" ")[0].replace("-", "").isalpha():
-        text = text[0].upper() + text[1:]
-    return text if not text or text[-1] in ".!?" else f"{text}."
 
 
 # ---- on a terminal --------------------------------------------------------------------------

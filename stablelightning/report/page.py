@@ -1,10 +1,9 @@
 """The page of a diagnosis as one HTML file, and the three files that the doctor leaves."""
 
-import io
 import json
 import math
 import os
-import re
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +15,11 @@ from stablelightning.report.diagnosis import (
     cured_findings,
     diagnosis_figure,
     layer_rows,
-    sentence,
     short_number,
     summary_line,
 )
 from stablelightning.report.files import written_whole
+from stablelightning.report.section import Section, sentence, svg
 from stablelightning.report.style import COLOURS, DPI, FAINT, INK, MUTED, new_figure
 
 if TYPE_CHECKING:
@@ -29,12 +28,15 @@ if TYPE_CHECKING:
 _TEMPLATE = "diagnosis.html.jinja"
 
 
-def diagnosis_page(diagnosis: "Diagnosis", *, title: str = "Before training") -> str:
+def diagnosis_page(
+    diagnosis: "Diagnosis", *, title: str = "Before training", sections: Sequence[Section] = ()
+) -> str:
     """Make a page of the depth plot, what was done, the findings and every layer's numbers.
 
     Args:
         diagnosis: with its ``before`` where cures were applied; what these cured is listed too.
         title: of the page.
+        sections: of other concerns, below the findings.
 
     Returns:
         HTML that needs no other file and no network: the plot is inside as SVG. Names of modules
@@ -62,6 +64,7 @@ def diagnosis_page(diagnosis: "Diagnosis", *, title: str = "Before training") ->
         plot=_svg(diagnosis) if diagnosis.layers else None,
         treatments=diagnosis.treatments,
         groups=_groups(diagnosis),
+        sections=[(part, svg(part.figure) if part.figure else None) for part in sections],
         notes=diagnosis.notes,
         columns=columns,
         rows=rows,
@@ -80,6 +83,7 @@ def write_diagnosis(
     *,
     title: str = "Before training",
     name: str = "doctor",
+    sections: Sequence[Section] = (),
 ) -> list[Path]:
     """Write the page as ``doctor.html``, ``doctor.png`` and ``doctor.json``, each whole.
 
@@ -88,6 +92,7 @@ def write_diagnosis(
         folder: made if it is missing; files of these names are replaced.
         title: of the page.
         name: of the files.
+        sections: of other concerns, on the page and in the JSON file.
 
     Returns:
         The paths; without the figure where the diagnosis has no layers.
@@ -105,9 +110,10 @@ def write_diagnosis(
     """
     folder = Path(folder)
     # All is made before anything is written.
-    page = diagnosis_page(diagnosis, title=title)
+    page = diagnosis_page(diagnosis, title=title, sections=sections)
     figure = diagnosis_figure(diagnosis) if diagnosis.layers else None
-    text = json.dumps(_finite(diagnosis.to_dict()), indent=2, allow_nan=False)
+    told = diagnosis.to_dict() | {"sections": [section.to_dict() for section in sections]}
+    text = json.dumps(_finite(told), indent=2, allow_nan=False)
     written = [folder / f"{name}.html", folder / f"{name}.json"]
     for path, content in zip(written, (page, text), strict=True):
         with written_whole(path) as temporary:
@@ -143,16 +149,9 @@ def _groups(diagnosis: "Diagnosis") -> list[tuple[str, Any, bool]]:
 
 def _svg(diagnosis: "Diagnosis") -> Any:
     """The depth plot without its sentence, which is the page's own; safe to put into HTML."""
-    matplotlib = require("matplotlib", extra="recipes")
     figure = new_figure(DEPTH_WIDTH, DEPTH_HEIGHT)
     draw_depth(figure, diagnosis)
-    buffer = io.StringIO()
-    # Without a date and with a salt of its own, equal diagnoses make equal pages.
-    with matplotlib.rc_context({"svg.hashsalt": "stablelightning"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    return require("markupsafe", extra="recipes").Markup(svg)
+    return svg(figure)
 
 
 def _cell(value: Any) -> str:

@@ -1,14 +1,10 @@
 """What a run leaves of a data module that is not ours: images where there are any, no error."""
 
-from types import SimpleNamespace
-
-import lightning as L
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from stablelightning.callbacks import MonitorSignals
-from stablelightning.cli.leave import _images, _monitored, with_dataset_rows
+from stablelightning.cli.leave import _images, with_dataset_rows
 
 
 class Data:
@@ -95,13 +91,3 @@ def test_rows_that_are_not_known_are_left_out(places):
     rows = {"index": INDEX, "mean": torch.rand(2)}
     assert with_dataset_rows(rows, data) is rows
     assert with_dataset_rows({}, data) == {}
-
-
-def test_the_gradients_of_a_monitored_run_are_drawn():
-    monitor = MonitorSignals()
-    trainer = SimpleNamespace(callbacks=[L.Callback(), monitor])
-    assert list(_monitored(trainer)) == []  # nothing was measured
-    monitor.history.begin(["net.0", "net.2"])
-    monitor.history.add(0, {"net.0": {"grad_norm": 0.1}, "net.2": {"grad_norm": 1.0}})
-    (figure,) = _monitored(trainer)
-    assert "10%" in figure.get_suptitle()

@@ -15,11 +15,12 @@ from stablelightning.report.diagnosis import (
     layer_rows,
     print_diagnosis,
     rich_diagnosis,
-    sentence,
     short_number,
     summary_line,
 )
 from stablelightning.report.page import diagnosis_page, write_diagnosis
+from stablelightning.report.section import Section
+from stablelightning.report.style import new_figure
 from tests.report.diagnoses import changed, cured, diagnosis, found, sick
 
 
@@ -232,7 +233,20 @@ def test_notes_are_told():
 
 def test_words():
     assert summary_line(diagnosis()) == "no findings"
-    assert sentence("body.3 is dead") == "body.3 is dead."
-    assert sentence("") == ""
     assert short_number(math.inf) == "inf"
     assert short_number(12345.0) == "1.2e+04"
+
+
+# ---- sections of other concerns -------------------------------------------------------------
+
+
+def test_a_section_stands_on_the_page_and_in_the_file(tmp_path):
+    said = Section("speed", "Speed <of> it", "half as fast", ["n", "ms"], [[1, math.nan]])
+    said.figure = new_figure(2, 1)
+    write_diagnosis(sick(), tmp_path, sections=[said])
+    page = (tmp_path / "doctor.html").read_text()
+    assert "Speed &lt;of&gt; it" in page
+    assert "Half as fast." in page
+    assert page.count("<svg") == 2
+    (kept,) = json.loads((tmp_path / "doctor.json").read_text())["sections"]
+    assert kept["rows"] == [[1, "nan"]]
