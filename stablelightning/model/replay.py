@@ -101,6 +101,7 @@ class Replay:
         if self.gave_up is None and recorder.tape.frontier is not None:
             self._tape = recorder.tape
             recorder.renew()
+            recorder.tape.leave_to_others()
         return output
 
     def _replay(self, tape: Tape) -> Any:
@@ -108,13 +109,15 @@ class Replay:
         with self._shortcuts.taken(player), player, _HostReads(player):
             output = self._run()
         player.finish(output)
+        if player.diverged is None and player.spoiled is None:
+            player.renew()
+            if tape.leave_to_others():
+                player.spoiled = "the forward kept another tensor on a later call"
         self.gave_up = player.diverged or player.spoiled
         if player.diverged is not None:
             self.took_another_path, self._tape = True, None
         elif player.spoiled is not None:
             self.close()
-        else:
-            player.renew()
         return output
 
 

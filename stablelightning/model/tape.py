@@ -1,6 +1,7 @@
 """The tape: the operations of a deterministic prefix, and what the rest of the pass can read."""
 
 import weakref
+from collections import Counter
 from typing import Any
 
 import torch
@@ -188,6 +189,26 @@ class Tape:
         for value in self.values:
             if value.storage == number:
                 self._place(value, storage)
+
+    def leave_to_others(self) -> bool:
+        """Go on with memory of its own where somebody else holds the tape's, who keeps the old.
+
+        What a forward kept of the prefix lies in the tape's memory, which is written when a later
+        call takes another path and part of the prefix is computed again.
+
+        Returns:
+            Whether somebody holds a stand-in, which has no content: the tape must be released.
+        """
+        places = Counter(value.storage for value in self.values)
+        for number, storage in enumerate(list(self._storages)):
+            key = storage._cdata
+            ours = 1 + places[number] + (key in self.alive)
+            if torch._C._storage_Use_Count(key) <= ours:
+                continue
+            if key in self.dead:
+                return True
+            self.renew(key, self.alive[key].clone())
+        return False
 
     def release(self) -> None:
         """Let go; stand-ins that somebody else still holds get what they stand for.

@@ -145,9 +145,7 @@ draws = st.tuples(st.sampled_from(DRAWS), numbers, numbers, st.just(0))
     returns=st.integers(0, 2),
     seed=st.integers(0, 1000),
 )
-@settings(
-    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_replay_is_the_loop_to_the_bit(
     before: list[Any], draw: Any, after: list[Any], returns: int, seed: int
 ) -> None:

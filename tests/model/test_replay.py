@@ -209,3 +209,34 @@ def test_memory_that_the_rest_writes_into_is_put_back() -> None:
         replay = sl.sample_predictions(model, x, samples=5, seed=0, engine="replay")
     assert said == []
     assert torch.equal(loop, replay)
+
+
+class KeepsWhatIsWrittenLater(nn.Module):
+    """Keeps a tensor of the prefix on call ``keeps``; call 3 begins in another way."""
+
+    def __init__(self, keeps: int) -> None:
+        super().__init__()
+        self.keeps, self.calls = keeps, 0
+        self.dropout = nn.Dropout()
+        self.kept: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        total, doubled = x.clone(), x * 2
+        if self.calls == 3:
+            x + x
+        total.add_(doubled)
+        between = total * 5
+        if self.calls == self.keeps:
+            self.kept = total if self.keeps < 3 else between
+        return self.dropout(total)
+
+
+@pytest.mark.parametrize("keeps", [1, 2, 4])
+def test_what_a_call_kept_is_not_written_by_a_later_one(keeps: int) -> None:
+    x = torch.ones(2, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StableLightningWarning)
+        model = KeepsWhatIsWrittenLater(keeps)
+        sl.sample_predictions(model, x, samples=5, engine="replay")
+    assert torch.equal(model.kept, x * (3 if keeps < 3 else 15))
