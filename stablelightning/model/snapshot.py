@@ -1,0 +1,102 @@
+"""A good state of a whole training, kept in memory to come back to."""
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from stablelightning.model.kept_optimizer import KeptOptimizer
+
+
+class Snapshot:
+    """Copies of weights, buffers, optimizers, schedulers and the loss scaler.
+
+    Weights that no optimizer holds and no gradient reaches are left out: nothing moves them.
+
+    Args:
+        model: the model that is trained.
+        optimizers: its optimizers.
+        schedulers: their schedulers; anything with ``state_dict`` and ``load_state_dict``.
+        scaler: the loss scaler, where there is one.
+        host: whether tensors are kept in host memory; what comes back is the same to the bit.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> before = net.weight.detach().clone()
+        >>> snapshot = Snapshot(net, [sgd], [])
+        >>> net(torch.ones(1, 2)).sum().backward(), sgd.step()
+        (None, None)
+        >>> snapshot.restore()
+        >>> torch.equal(net.weight, before)
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        schedulers: Iterable[Any],
+        *,
+        scaler: Any = None,
+        host: bool = False,
+    ) -> None:
+        self._model = model
+        self._schedulers = list(schedulers)
+        self._scaler = scaler
+        self._weights = {
+            name: tensor.detach().to("cpu" if host else tensor.device, copy=True)
+            for name, tensor in _moving(model, optimizers).items()
+        }
+        self._optimizers = [KeptOptimizer(optimizer, host=host) for optimizer in optimizers]
+        self._schedules = [copy.deepcopy(scheduler.state_dict()) for scheduler in self._schedulers]
+        self._scale = {} if scaler is None else dict(scaler.state_dict())
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Bring everything back, in place; gradients are dropped."""
+        present = dict(self._model.named_parameters()) | dict(self._model.named_buffers())
+        for name, value in self._weights.items():
+            tensor = present.get(name)
+            if tensor is not None and tensor.shape == value.shape:
+                tensor.copy_(value)
+        for parameter in self._model.parameters():
+            parameter.grad = None
+        for scheduler, state in zip(self._schedulers, self._schedules, strict=True):
+            scheduler.load_state_dict(copy.deepcopy(state))
+        for optimizer in self._optimizers:  # after schedulers, which may write rates
+            optimizer.restore()
+        if self._scaler is not None and self._scale:
+            self._scaler.load_state_dict(dict(self._scale))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as tensors and plain types."""
+        return {
+            "weights": {name: value.clone() for name, value in self._weights.items()},
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "schedules": copy.deepcopy(self._schedules),
+            "scale": dict(self._scale),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Hold what another snapshot of the same training held."""
+        for name, value in state["weights"].items():
+            mine = self._weights.get(name)
+            self._weights[name] = value.to("cpu" if mine is None else mine.device, copy=True)
+        for optimizer, kept in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        self._schedules = copy.deepcopy(state["schedules"])
+        self._scale = dict(state["scale"])
+
+
+def _moving(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
+    held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+    weights: dict[str, Tensor] = {
+        name: p for name, p in model.named_parameters() if p.requires_grad or id(p) in held
+    }
+    tensors = weights | dict(model.named_buffers())
+    return {name: t for name, t in tensors.items() if not is_lazy(t) and not t.is_meta}
