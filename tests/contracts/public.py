@@ -31,6 +31,9 @@ SAMPLERS = {"EstimateUncertainty"}
 #: Callbacks that cannot do what they are for around a model without a hidden activation.
 SWAPPERS = {"SelectActivation"}
 
+#: Callbacks that need Lightning's automatic optimization, and say so around any other module.
+AUTOMATIC = {"SelectActivation"}
+
 
 def public_callbacks() -> list[type[L.Callback]]:
     """Every callback class of ``stablelightning.callbacks.__all__``."""
