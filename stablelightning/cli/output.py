@@ -32,7 +32,7 @@ def choose_folder(wanted: str | None, recipe: str) -> Path:
         folder = Path(wanted).expanduser()
         if folder.is_dir() and any(folder.iterdir()):
             raise OutputError(
-                f"--output must be a new or empty folder, got {wanted!r} with files in it; "
+                f"results need a new or empty folder, got {wanted!r} with files in it; "
                 "name another one, or remove it first."
             )
     check_writable(folder)
@@ -116,6 +116,6 @@ def _numbered(parent: Path, name: str) -> Iterator[Path]:
 
 def _unwritable(folder: Path, error: OSError) -> OutputError:
     return OutputError(
-        f"--output must be a folder that can be written, got {str(folder)!r} "
+        f"results need a folder that can be written, got {str(folder)!r} "
         f"({error.strerror or error}); name another one."
     )

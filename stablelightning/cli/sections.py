@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 from torch.optim import Optimizer
 
+from stablelightning.callbacks.activation import SelectActivation
+from stablelightning.callbacks.initialize import InitializeWeights
 from stablelightning.callbacks.monitor import MonitorSignals
+from stablelightning.report.activation import race_figure
 from stablelightning.report.monitor import gradient_heat_map
 from stablelightning.report.section import Section
 
@@ -22,7 +25,11 @@ if TYPE_CHECKING:
 DOCTOR: tuple[str, ...] = ()
 
 #: Functions of a Trainer and its module, called when training and testing are over.
-RUN: tuple[str, ...] = ("stablelightning.cli.sections.monitored",)
+RUN: tuple[str, ...] = (
+    "stablelightning.cli.sections.initialized",
+    "stablelightning.cli.sections.activation",
+    "stablelightning.cli.sections.monitored",
+)
 
 
 @dataclass
@@ -81,6 +88,35 @@ def callbacks_of(trainer: L.Trainer, kind: type[Any]) -> Iterator[Any]:
     return (callback for callback in everything if isinstance(callback, kind))
 
 
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def initialized(trainer: L.Trainer, model: L.LightningModule) -> Section | None:
+    """What was drawn for each layer, and why."""
+    for callback in callbacks_of(trainer, InitializeWeights):
+        if callback.report is not None:
+            report = callback.report
+            drawn = [
+                [row.name, row.consumer, row.distribution, row.std_before, row.std_after]
+                for row in report.rows
+            ]
+            columns = ["layer", "read by", "drawn", "std before", "std after"]
+            return Section("initialize", "Initialization", report.summary(), columns, drawn)
+    return None
+
+
+def activation(trainer: L.Trainer, model: L.LightningModule) -> Section | None:
+    """Which activations raced, and which one won."""
+    for callback in callbacks_of(trainer, SelectActivation):
+        if callback.evidence:
+            columns, rows = callback.evidence["columns"], callback.evidence["rows"]
+            lead = f"{callback.chosen} was chosen"
+            figure = race_figure(callback.evidence)
+            return Section("activation", "Activations", lead, columns, rows, figure)
+    return None
+
+
 def monitored(trainer: L.Trainer, model: L.LightningModule) -> Section | None:
     """The gradients of a monitored run."""
     for callback in callbacks_of(trainer, MonitorSignals):
@@ -88,7 +124,8 @@ def monitored(trainer: L.Trainer, model: L.LightningModule) -> Section | None:
         if (norms > 0).any():
             figure = gradient_heat_map(history.steps, history.layers, norms)
             count = len(callback.alarms)
-            lead = f"{count} alarm{'s' if count != 1 else ''} in {len(history.steps)} readings"
+            readings = len(history.steps)
+            lead = f"{_count(count, 'alarm')} in {_count(readings, 'reading')}"
             rows = [[alarm.step, alarm.code, alarm.layer] for alarm in callback.alarms]
             columns = ["step", "alarm", "layer"]
             return Section("gradient_norm", "Signals", lead, columns, rows, figure)

@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import lightning as L
 
-from stablelightning.callbacks import MonitorSignals
+from stablelightning.callbacks import InitializeWeights, MonitorSignals, SelectActivation
 from stablelightning.cli import sections
 from stablelightning.report.section import Section
+from tests.callbacks.modules import quiet_trainer
+from tests.contracts.models import Seeded
 
 
 def speaks(*_):
@@ -46,4 +48,17 @@ def test_the_gradients_of_a_monitored_run_are_drawn():
     monitor.history.add(0, {"net.0": {"grad_norm": 0.1}, "net.2": {"grad_norm": 1.0}})
     section = sections.monitored(trainer, None)
     assert "10%" in section.figure.get_suptitle()
-    assert section.lead == "0 alarms in 1 readings"
+    assert section.lead == "0 alarms in 1 reading"
+
+
+def test_what_was_drawn_and_what_raced_is_told():
+    race = SelectActivation(candidates=["relu", "elu"], steps=2, seeds=1, finalists=2)
+    trainer = quiet_trainer(InitializeWeights(), race, max_steps=1)
+    assert sections.initialized(trainer, None) is None  # nothing has run
+    assert sections.activation(trainer, None) is None
+    trainer.fit(Seeded())
+    drawn = sections.initialized(trainer, None)
+    assert [row[0] for row in drawn.rows] == ["net.0", "net.4"]
+    raced = sections.activation(trainer, None)
+    assert raced.lead == f"{race.chosen} was chosen"
+    assert raced.figure is not None
