@@ -92,7 +92,7 @@ def test_a_bad_overlay(in_process, capsys, overlay, said):
         (("run", "nowhere.yaml"), "recipe must be a file that exists, got 'nowhere.yaml'"),
         (("run",), "run needs a recipe as its first argument"),
         (("run", "digits", "--add"), "--add: expected one argument"),
-        (("run", "digits", "--output", "/proc/here"), "must be a folder that can be written"),
+        (("run", "digits", "--output", "/proc/here"), "folder that can be written"),
         (("predict", "nowhere"), "predict needs the folder of a run"),
         (("fit",), "a recipe must give model, and none is given"),
         (("fit", "--config=nowhere.yaml"), "config must be a file that exists"),
