@@ -29,6 +29,7 @@ RUN: tuple[str, ...] = (
     "stablelightning.cli.sections.initialized",
     "stablelightning.cli.sections.activation",
     "stablelightning.cli.sections.monitored",
+    "stablelightning.report.guard.guard_section",
 )
 
 
