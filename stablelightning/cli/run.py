@@ -2,8 +2,9 @@
 
 import argparse
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from stablelightning.cli.output import announced, choose_folder
 from stablelightning.cli.recipes import ADD, START, find, listing, shipped
@@ -27,6 +28,10 @@ examples:
   stablelightning run digits --trainer.max_epochs=5 --stable.uncertainty.samples=100
   stablelightning run digits --add multi_gpu --output results/two_gpus
   stablelightning run mine.yaml --stable.uncertainty=null"""
+
+
+#: How alike two names are, in [0, 1], of which one is taken for a slip in the other.
+_NEAR = 0.8
 
 
 @dataclass(frozen=True)
@@ -77,9 +82,20 @@ def main(arguments: list[str]) -> int:
 class LightParser(argparse.ArgumentParser):
     """Takes the options of a verb out of the line, and leaves the settings to LightningCLI."""
 
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        """As argparse does; a setting that is all but an option of this verb is a slip."""
+        options, rest = super().parse_known_args(*args, **kwargs)
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        for argument in rest:
+            name = argument.partition("=")[0]
+            if name.startswith("--") and (near := get_close_matches(name, known, 1, _NEAR)):
+                self.error(f"there is no option {name}; did you mean {near[0]}?")
+        return options, rest
+
     def error(self, message: str) -> NoReturn:
         """Raise argparse's message as a ``RecipeError``."""
-        raise RecipeError(f"{message}; write the verb with --help to see its options.")
+        end = "" if message.endswith("?") else "; write the verb with --help to see its options."
+        raise RecipeError(message + end)
 
 
 def _options() -> argparse.ArgumentParser:

@@ -93,6 +93,7 @@ def test_a_bad_overlay(in_process, capsys, overlay, said):
         (("run",), "run needs a recipe as its first argument"),
         (("run", "digits", "--add"), "--add: expected one argument"),
         (("run", "digits", "--output", "/proc/here"), "folder that can be written"),
+        (("doctor", "digits", "--aply"), "there is no option --aply; did you mean --apply?"),
         (("predict", "nowhere"), "predict needs the folder of a run"),
         (("fit",), "a recipe must give model, and none is given"),
         (("fit", "--config=nowhere.yaml"), "config must be a file that exists"),
