@@ -1,0 +1,56 @@
+"""Every overlay trains on a start, taking turns; ``python -m`` this file trains each on each."""
+
+import sys
+import tempfile
+import warnings
+from itertools import cycle
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.contracts.test_recipes import OVERLAYS, STARTS, session
+
+#: Enough for a schedule to move, for a norm to be measured, and for a checkpoint.
+SETTINGS = (
+    "--trainer.max_epochs=2",
+    "--trainer.limit_train_batches=3",
+    "--trainer.limit_val_batches=2",
+    "--trainer.logger=false",
+    "--trainer.devices=1",
+    "--trainer.strategy=auto",
+)
+
+
+def trained(folder: Path, start: str, overlay: str) -> None:
+    cli = session(folder, start, OVERLAYS[overlay], settings=SETTINGS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    assert cli.trainer.global_step > 0
+    assert all(value.isfinite().all() for value in cli.model.parameters())
+
+
+@pytest.mark.parametrize(("start", "overlay"), zip(cycle(STARTS), OVERLAYS, strict=False))
+def test_an_overlay_trains(tmp_path, start, overlay):
+    trained(tmp_path, start, overlay)
+
+
+def main(overlays: list[str]) -> int:
+    """Train every overlay, or those that are named, on every start; print what fails."""
+    torch.set_num_threads(1)
+    failed = 0
+    for overlay in overlays or OVERLAYS:
+        for start in STARTS:
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    trained(Path(folder), start, overlay)
+            except Exception as error:
+                failed += 1
+                print(f"{start} + {overlay}: {type(error).__name__}: {error}", flush=True)
+    print(f"{failed} failed", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
