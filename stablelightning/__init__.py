@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from stablelightning.model.activation import swap_activations
     from stablelightning.model.diagnose import diagnose
     from stablelightning.model.dropout import add_dropout
+    from stablelightning.model.fold import fold_batch_norm
     from stablelightning.model.initialize import initialize
     from stablelightning.model.prediction import Prediction
     from stablelightning.model.recommend import recommend_activation
@@ -26,6 +27,7 @@ _HOME = {
     "StableMixin": "stablelightning.mixin",
     "add_dropout": "stablelightning.model.dropout",
     "diagnose": "stablelightning.model.diagnose",
+    "fold_batch_norm": "stablelightning.model.fold",
     "initialize": "stablelightning.model.initialize",
     "mc_dropout": "stablelightning.model.sample",
     "recommend_activation": "stablelightning.model.recommend",
@@ -43,6 +45,7 @@ __all__ = [
     "StableMixin",
     "add_dropout",
     "diagnose",
+    "fold_batch_norm",
     "initialize",
     "mc_dropout",
     "recommend_activation",

@@ -1,7 +1,6 @@
 """Initialize a whole model: each layer for what consumes its output, and only what is fresh."""
 
 import difflib
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from stablelightning.errors import ModelError, RecipeError
 from stablelightning.model.attribution import attribute
 from stablelightning.model.defaults import Verdict, default_parameters
 from stablelightning.model.initialization import InitializationReport
-from stablelightning.model.inputs import arguments_of
+from stablelightning.model.inputs import leading_inputs
 from stablelightning.model.materialize import make_lazy_ones, materialize
 from stablelightning.model.residual_scaling import begin_residual
 from stablelightning.model.schemes import Scheme, scheme_named
@@ -83,7 +82,10 @@ def initialize(
         False
     """
     return initialize_called(
-        model, _inputs(model, example_batch), scheme=scheme_named(scheme), overwrite=overwrite
+        model,
+        leading_inputs(model, example_batch),
+        scheme=scheme_named(scheme),
+        overwrite=overwrite,
     )
 
 
@@ -148,23 +150,3 @@ def _forced(model: nn.Module, overwrite: bool | Sequence[str]) -> Any:
         return any(not w or name.startswith(f"{w}.") for w in wanted)
 
     return forced
-
-
-def _inputs(model: nn.Module, batch: Any) -> Any:
-    """The part of a batch that the forward takes: all of it, or what stands before the targets."""
-    if not isinstance(batch, tuple | list) or len(batch) < 2 or not isinstance(model, nn.Module):
-        return batch
-    try:
-        signature = inspect.signature(model.forward)
-    except (TypeError, ValueError):
-        return batch
-    taken = len(batch)
-    while taken:
-        args, kwargs = arguments_of(tuple(batch[:taken]))
-        try:
-            signature.bind(*args, **kwargs)
-        except TypeError:
-            taken -= 1
-        else:
-            break
-    return tuple(batch[:taken]) if taken else batch

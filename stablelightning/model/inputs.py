@@ -1,5 +1,6 @@
 """What a model is called with and returns: tensors, and whatever is built of them."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,31 @@ def arguments_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence):
         return tuple(inputs), {}
     return (inputs,), {}
+
+
+def leading_inputs(model: nn.Module, batch: Any) -> Any:
+    """The part of a batch that the forward takes: all of it, or what stands before the targets.
+
+    Example:
+        >>> leading_inputs(nn.Linear(1, 1), ("images", "classes"))
+        ('images',)
+    """
+    if not isinstance(batch, tuple | list) or len(batch) < 2 or not isinstance(model, nn.Module):
+        return batch
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return batch
+    taken = len(batch)
+    while taken:
+        args, kwargs = arguments_of(tuple(batch[:taken]))
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError:
+            taken -= 1
+        else:
+            break
+    return tuple(batch[:taken]) if taken else batch
 
 
 def leaves_of(tree: Any) -> list[Any]:

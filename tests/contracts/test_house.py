@@ -20,6 +20,7 @@ FACE = [
     "StableMixin",
     "add_dropout",
     "diagnose",
+    "fold_batch_norm",
     "initialize",
     "mc_dropout",
     "recommend_activation",
