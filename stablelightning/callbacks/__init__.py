@@ -5,13 +5,26 @@ from stablelightning.callbacks.doctor import ConsultDoctor
 from stablelightning.callbacks.initialize import InitializeWeights
 from stablelightning.callbacks.monitor import MonitorSignals
 from stablelightning.callbacks.recommended import recommended_callbacks
+from stablelightning.callbacks.regularize import (
+    LimitWeightNorm,
+    RegularizeElastic,
+    RegularizeL1,
+    RegularizeL2,
+)
+from stablelightning.callbacks.sparse import PruneByL1, PruneGradually
 from stablelightning.callbacks.uncertainty import EstimateUncertainty
 
 __all__ = [
     "ConsultDoctor",
     "EstimateUncertainty",
     "InitializeWeights",
+    "LimitWeightNorm",
     "MonitorSignals",
+    "PruneByL1",
+    "PruneGradually",
+    "RegularizeElastic",
+    "RegularizeL1",
+    "RegularizeL2",
     "SelectActivation",
     "recommended_callbacks",
 ]

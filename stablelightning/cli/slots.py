@@ -64,4 +64,9 @@ SLOTS = (
         "stablelightning.callbacks.monitor.MonitorSignals",
         "Gradients, updates and activations of every layer during training, with alarms.",
     ),
+    Slot(
+        "regularize",
+        "stablelightning.callbacks.regularize.RegularizeL1",
+        "A penalty on the size of weights, or a bound on it, after each optimizer step.",
+    ),
 )

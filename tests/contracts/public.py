@@ -19,6 +19,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "finalists": 2,
         "required": False,
     },
+    "LimitWeightNorm": {"max_norm": 0.4},
+    "RegularizeElastic": {"l1_strength": 0.2, "l2_strength": 0.3},
+    "RegularizeL1": {"strength": 0.2},
+    "RegularizeL2": {"strength": 0.3},
+    "PruneByL1": {"sparsity": 0.6, "strength": 0.1, "end": 1, "per_layer": True},
+    "PruneGradually": {"sparsity": 0.8, "start": 0.1, "end": 0.75, "every_n_steps": 2},
     "MonitorSignals": {"every_n_steps": 3, "window": 8, "dead_share": 0.9},
 }
 
