@@ -210,6 +210,19 @@ def check_positive(name: str, value: float) -> None:
         raise RecipeError(f"{name} must be a number > 0, got {value!r}.")
 
 
+def check_not_negative(name: str, value: float) -> None:
+    """Refuse what is not a number >= 0.
+
+    Raises:
+        RecipeError: it is none.
+
+    Example:
+        >>> check_not_negative("weight_decay", 0.0)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise RecipeError(f"{name} must be a number >= 0, got {value!r}.")
+
+
 def _line(share: float, first: float, last: float) -> float:
     return first + (last - first) * share
 

@@ -1,11 +1,22 @@
-"""Which parameters of a model are decayed, and which never are."""
+"""Parameter groups: which parameters are decayed and which never are, and a rate for each layer."""
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
+from stablelightning.errors import ModelError, RecipeError
+from stablelightning.functional.schedules import check_not_negative, check_positive, check_share
 from stablelightning.model.modules import modules_of
+from stablelightning.model.structure import (
+    find_blocks,
+    is_weight_layer,
+    watched_run,
+)
 
 #: What these hold scales or shifts what passes through, one number for each unit.
 _SCALES = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)
@@ -76,3 +87,209 @@ def _spared_by_their_owner(model: nn.Module) -> set[str]:
         names = method() if callable(method) else ()
         spared |= {f"{prefix}.{name}".lstrip(".") for name in names}
     return spared
+
+
+Groups = list[dict[str, Any]]
+
+
+def decay_groups(
+    model: nn.Module, weight_decay: float | None = None, *, groups: Groups | None = None
+) -> Groups:
+    """Split parameters into those that weight decay is meant for and those that are left alone.
+
+    By :func:`decayed_parameters`: weights decay; biases, norms, slopes of PReLU and other scales of
+    units never do. Each parameter is in one group, by identity: shared ones once, equal ones both.
+    Frozen parameters keep their place, so that they can be opened later.
+
+    Args:
+        model: any module.
+        weight_decay: of the groups that decay, >= 0; ``None`` leaves it to the optimizer's own.
+        groups: parameter groups of ``model`` that are split further, as of
+            :func:`layerwise_groups`; ``None`` for all parameters together.
+
+    Returns:
+        Groups for any torch optimizer, with names for ``LearningRateMonitor``; none is empty.
+
+    Raises:
+        RecipeError: ``weight_decay`` is negative or no number.
+
+    Source:
+        Jia et al. 2018, arXiv:1807.11205, section 3.1; He et al. 2018, arXiv:1812.01187, section 3
+        (no bias decay).
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 1))
+        >>> adamw = torch.optim.AdamW(decay_groups(net, 0.1), lr=1e-3)
+        >>> [(g["name"], len(g["params"]), g["weight_decay"]) for g in adamw.param_groups]
+        [('decay', 2, 0.1), ('no_decay', 4, 0.0)]
+    """
+    if weight_decay is not None:
+        check_not_negative("weight_decay", weight_decay)
+    decayed = {id(p) for p in decayed_parameters(model).values()}
+    settings = {} if weight_decay is None else {"weight_decay": weight_decay}
+    parts: Groups = []
+    groups = [{"params": list(model.parameters())}] if groups is None else groups
+    for number, group in enumerate(groups):
+        rest = {key: value for key, value in group.items() if key not in ("params", "name")}
+        prefix = _name_of(groups, number)
+        weights = [p for p in group["params"] if id(p) in decayed]
+        others = [p for p in group["params"] if id(p) not in decayed]
+        parts.append({"name": f"{prefix}decay", "params": weights, **rest, **settings})
+        parts.append({"name": f"{prefix}no_decay", "params": others, **rest, "weight_decay": 0.0})
+    return [part for part in parts if part["params"]]
+
+
+def layerwise_groups(
+    model: nn.Module,
+    lr: float,
+    *,
+    decay: float = 0.8,
+    run: Callable[[], Any] | None = None,
+    groups: Groups | None = None,
+) -> Groups:
+    """Give each layer a rate of its own, smaller by one factor for each layer from the output.
+
+    A layer is a repeated block of the network (of a transformer, of the stages of a ResNet) where
+    there are any, else a layer with weights. What comes before the first block is one layer below
+    it, what comes after the last (the head) one above. What lies inside no layer, such as a norm
+    between two, belongs to the layer before it.
+
+    Args:
+        model: any module, its layers registered in the order in which they run, or with ``run``.
+        lr: rate of the last layer, > 0.
+        decay: rate of a layer over that of the next one, in (0, 1].
+        run: runs the model once on an example, for models that register their layers in another
+            order than they use them; flags, gradients and generators are left as they were.
+        groups: parameter groups of ``model`` that are split further, as of :func:`decay_groups`;
+            a group's own ``lr`` takes the place of ``lr``. ``None`` for all parameters together.
+
+    Returns:
+        Groups for any torch optimizer, from input to output, named ``layer_0``, ``layer_1``, ...;
+        parameters once each, by identity: a shared one is in the first layer that has it.
+
+    Raises:
+        RecipeError: a setting is out of its range.
+        ModelError: ``model`` has no layer with weights.
+
+    Source:
+        Howard, Ruder 2018, arXiv:1801.06146, section 3.2; Clark et al. 2020, arXiv:2003.10555,
+        appendix B; Bao et al. 2021, arXiv:2106.08254.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.Linear(3, 1))
+        >>> adamw = torch.optim.AdamW(layerwise_groups(net, 0.1, decay=0.5))
+        >>> [(g["name"], g["lr"]) for g in adamw.param_groups]
+        [('layer_0', 0.025), ('layer_1', 0.05), ('layer_2', 0.1)]
+    """
+    check_positive("lr", lr)
+    check_positive("decay", decay)
+    check_share("decay", decay)
+    depths = _depths(model, run)
+    last = max(depths.values())
+    parts: Groups = []
+    groups = [{"params": list(model.parameters())}] if groups is None else groups
+    for depth in range(last + 1):
+        for number, group in enumerate(groups):
+            inside = [p for p in group["params"] if depths[id(p)] == depth]
+            name = f"{_name_of(groups, number)}layer_{depth}"
+            rate = float(group.get("lr", lr)) * decay ** (last - depth)
+            parts.append({**group, "name": name, "params": inside, "lr": rate})
+    return [part for part in parts if part["params"]]
+
+
+class ParameterGroups:
+    """Parameter groups for whatever optimizer a recipe names: the setting of ``StableMixin``.
+
+    Args:
+        decay_weights_only: spare biases, norms, slopes and other scales the optimizer's weight
+            decay, by :func:`decay_groups`.
+        layer_decay: rate of a layer over that of the next one, in (0, 1], by
+            :func:`layerwise_groups`; ``None`` for one rate.
+
+    Raises:
+        RecipeError: ``layer_decay`` is out of its range, or the optimizer has no rate.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+        >>> sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> groups = ParameterGroups(layer_decay=0.5)(net, sgd)
+        >>> [group["name"] for group in groups]
+        ['layer_0/decay', 'layer_0/no_decay', 'layer_1/decay', 'layer_1/no_decay']
+    """
+
+    def __init__(
+        self, *, decay_weights_only: bool = True, layer_decay: float | None = None
+    ) -> None:
+        if layer_decay is not None:
+            check_share("layer_decay", layer_decay)
+            check_positive("layer_decay", layer_decay)
+        self.decay_weights_only = decay_weights_only
+        self.layer_decay = layer_decay
+
+    def __call__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Groups:
+        """Groups of the parameters of ``model``, by the rate that ``optimizer`` has.
+
+        Args:
+            model: whose parameters are grouped.
+            optimizer: made of all of them together, for its defaults; it is thrown away.
+        """
+        groups: Groups | None = None
+        if self.layer_decay is not None:
+            rate = optimizer.defaults.get("lr")
+            if rate is None:
+                raise RecipeError(
+                    f"layer_decay needs an optimizer with a rate, and {type(optimizer).__name__} "
+                    "has none; leave it out."
+                )
+            groups = layerwise_groups(model, float(rate), decay=self.layer_decay)
+        if self.decay_weights_only:
+            return decay_groups(model, groups=groups)
+        return groups or [{"params": list(model.parameters())}]
+
+
+def _depths(model: nn.Module, run: Callable[[], Any] | None) -> dict[int, int]:
+    """The depth of each parameter, by identity, counted from 0 at the input."""
+    blocks = find_blocks(model, run)
+    layers = blocks or [m for m in modules_of(model) if is_weight_layer(m) or _is_embedding(m)]
+    if not layers:
+        raise ModelError(
+            f"rates by layer need a layer with weights, and {type(model).__name__} has none; "
+            "pass the network itself."
+        )
+    first = 1 if blocks else 0  # what comes before the first block is a layer by itself
+    place = {id(p): first + n for n, x in enumerate(layers) for p in x.parameters()}
+    started = {id(layer): n for n, layer in enumerate(_as_run(model, layers, run))}
+    inside = {
+        id(p): first + started[id(layer)] for layer in reversed(layers) for p in layer.parameters()
+    }
+    depths: dict[int, int] = {}
+    depth, seen = 0, 0
+    for parameter in model.parameters():
+        if id(parameter) in inside:
+            depth, seen = inside[id(parameter)], max(seen, place[id(parameter)])
+        elif blocks and seen == len(blocks):
+            depth = 1 + len(blocks)  # behind the last block: its norm, the head
+        depths[id(parameter)] = depth
+    return depths
+
+
+def _as_run(
+    model: nn.Module, layers: list[nn.Module], run: Callable[[], Any] | None
+) -> list[nn.Module]:
+    """The layers in the order in which they first run; those that do not run come last."""
+    if run is None:
+        return layers
+    order: dict[nn.Module, None] = {}
+    watched_run(model, run, layers, lambda layer, *_: order.setdefault(layer))
+    return [*order, *(layer for layer in layers if layer not in order)]
+
+
+def _is_embedding(module: nn.Module) -> bool:
+    return isinstance(module, nn.Embedding | nn.EmbeddingBag)
+
+
+def _name_of(groups: Groups, number: int) -> str:
+    """What the names of a group's parts begin with; nothing where there is but one group."""
+    if "name" in groups[number]:
+        return f"{groups[number]['name']}/"
+    return f"group_{number}/" if len(groups) > 1 else ""

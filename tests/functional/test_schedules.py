@@ -1,6 +1,7 @@
 """Schedules against closed forms: what they are at known places, and how they move between."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -78,7 +79,7 @@ def test_one_cycle_at_its_corners_and_half_way(curve, corners):
 def test_decays_begin_at_one_and_never_rise(curve):
     factors = [curve(p) for p in STEPS]
     assert factors[0] == 1.0
-    assert all(b <= a for a, b in zip(factors, factors[1:], strict=False))
+    assert all(b <= a for a, b in pairwise(factors))
 
 
 @pytest.mark.parametrize("curve", [s.one_cycle, s.one_cycle_three_phase])
@@ -86,7 +87,7 @@ def test_cycles_are_continuous(curve):
     factors = [curve(p, peak=0.3, start=0.04, final=0.0) for p in STEPS]
     # The steepest half cosine: pi / 2 times its height, over 30% of training.
     steepest = math.pi / 2 / 0.3 / 1000
-    assert all(abs(b - a) <= steepest for a, b in zip(factors, factors[1:], strict=False))
+    assert all(abs(b - a) <= steepest for a, b in pairwise(factors))
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, "a tenth", True, None])
