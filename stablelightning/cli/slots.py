@@ -69,4 +69,9 @@ SLOTS = (
         "stablelightning.callbacks.regularize.RegularizeL1",
         "A penalty on the size of weights, or a bound on it, after each optimizer step.",
     ),
+    Slot(
+        "sparse",
+        "stablelightning.callbacks.sparse.PruneGradually",
+        "Small weights become zero while training goes on, to an exact share.",
+    ),
 )

@@ -1,0 +1,57 @@
+"""Scores that no longer count: of checkpoints and of early stopping, once the model is another."""
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+
+def forget_best_checkpoints(trainer: L.Trainer) -> None:
+    """Let the next checkpoint of each ``ModelCheckpoint`` be better than those it has kept.
+
+    The files stay until better ones replace them, worst first.
+
+    Args:
+        trainer: with its callbacks; their scores are changed.
+
+    Example:
+        >>> keeper = ModelCheckpoint(monitor="val/loss")
+        >>> keeper.best_k_models = {"old.ckpt": torch.tensor(0.1)}
+        >>> trainer = L.Trainer(accelerator="cpu", logger=False, callbacks=[keeper])
+        >>> forget_best_checkpoints(trainer)
+        >>> keeper.best_k_models
+        {'old.ckpt': tensor(inf)}
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if not isinstance(callback, ModelCheckpoint) or not callback.best_k_models:
+            continue
+        worst = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
+        for path, score in callback.best_k_models.items():
+            callback.best_k_models[path] = worst.to(score)
+        if callback.kth_value is not None:
+            callback.kth_value = worst
+        if callback.best_model_score is not None:
+            callback.best_model_score = worst
+
+
+def hold_early_stopping(trainer: L.Trainer) -> None:
+    """Let the next score of each ``EarlyStopping`` be better than what it has seen.
+
+    Its thresholds, and its check that a score is finite, still stop a run.
+
+    Args:
+        trainer: with its callbacks; their scores are changed.
+
+    Example:
+        >>> stopping = EarlyStopping("val/loss", patience=1)
+        >>> stopping.best_score, stopping.wait_count = torch.tensor(0.1), 1
+        >>> hold_early_stopping(
+        ...     L.Trainer(accelerator="cpu", logger=False, callbacks=[stopping])
+        ... )
+        >>> stopping.best_score, stopping.wait_count
+        (tensor(inf), 0)
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EarlyStopping):
+            worst = torch.inf if callback.mode == "min" else -torch.inf
+            callback.best_score = torch.full_like(callback.best_score, worst)
+            callback.wait_count = 0
