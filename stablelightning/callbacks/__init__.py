@@ -1,6 +1,12 @@
 """Floor 3: Lightning callbacks, one concern each."""
 
 from stablelightning.callbacks.activation import SelectActivation
+from stablelightning.callbacks.clip import (
+    ClipGradientAdaptive,
+    ClipGradientNorm,
+    ClipGradientValue,
+    NormalizeGradients,
+)
 from stablelightning.callbacks.doctor import ConsultDoctor
 from stablelightning.callbacks.initialize import InitializeWeights
 from stablelightning.callbacks.monitor import MonitorSignals
@@ -12,19 +18,25 @@ from stablelightning.callbacks.regularize import (
     RegularizeL2,
 )
 from stablelightning.callbacks.sparse import PruneByL1, PruneGradually
+from stablelightning.callbacks.stop_early import StopEarly
 from stablelightning.callbacks.uncertainty import EstimateUncertainty
 
 __all__ = [
+    "ClipGradientAdaptive",
+    "ClipGradientNorm",
+    "ClipGradientValue",
     "ConsultDoctor",
     "EstimateUncertainty",
     "InitializeWeights",
     "LimitWeightNorm",
     "MonitorSignals",
+    "NormalizeGradients",
     "PruneByL1",
     "PruneGradually",
     "RegularizeElastic",
     "RegularizeL1",
     "RegularizeL2",
     "SelectActivation",
+    "StopEarly",
     "recommended_callbacks",
 ]

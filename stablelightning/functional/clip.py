@@ -90,9 +90,22 @@ def joint_norm(grads: Sequence[Tensor], norm_type: float = 2.0) -> Tensor:
         >>> joint_norm([torch.tensor([3.0]), torch.tensor([4.0])])
         tensor(5.)
     """
-    return get_total_norm(
-        [_wide(g.coalesce().values() if g.is_sparse else g) for g in grads], norm_type
-    )
+    values = [_wide(g.coalesce().values() if g.is_sparse else g) for g in grads]
+    return whole(get_total_norm(values, norm_type))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that may lie in shards on several devices, as one; every process must ask.
+
+    Args:
+        tensor: an ordinary one, which is returned as it is, or a ``DTensor``.
+
+    Example:
+        >>> whole(torch.tensor(5.0))
+        tensor(5.)
+    """
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
 
 
 def _scale_on_cpu_(dense: list[Tensor], norm: Tensor, max_norm: float, norm_type: float) -> None:

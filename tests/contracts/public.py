@@ -9,9 +9,13 @@ from stablelightning import callbacks
 
 #: Settings that keep the contracts fast, and differ from the defaults where that shows something.
 SETTINGS: dict[str, dict[str, Any]] = {
+    "ClipGradientAdaptive": {"clipping": 0.05, "exclude": []},
+    "ClipGradientNorm": {"steps": 4, "bounds": (0.01, 0.5), "multiple": 0.7, "percentile": 60},
+    "ClipGradientValue": {"max_value": 0.02},
     "ConsultDoctor": {"batches": 2, "required": False},
     "EstimateUncertainty": {"samples": 9, "seed": 5, "tolerance": 1e-6},
     "InitializeWeights": {"scheme": "lsuv", "overwrite": True},
+    "NormalizeGradients": {"standardize": True},
     "SelectActivation": {
         "candidates": ["relu", "leaky_relu(0.2)"],
         "steps": 3,
@@ -25,6 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "RegularizeL2": {"strength": 0.3},
     "PruneByL1": {"sparsity": 0.6, "strength": 0.1, "end": 1, "per_layer": True},
     "PruneGradually": {"sparsity": 0.8, "start": 0.1, "end": 0.75, "every_n_steps": 2},
+    "StopEarly": {"monitor": "val_loss", "patience": 5, "required": False},
     "MonitorSignals": {"every_n_steps": 3, "window": 8, "dead_share": 0.9},
 }
 
