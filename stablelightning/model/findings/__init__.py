@@ -35,7 +35,7 @@ RULES: tuple[Rule, ...] = (
     backward.vanishing_gradient,
     backward.exploding_gradient,
     optimizers.learning_rate_too_high,
-    optimizers.extreme_momentum,
+    optimizers.settings_known_to_hurt,
     optimizers.decayed_prelu,
     norms.dropout_before_norm,
     norms.recurrent_batch_norm,

@@ -8,11 +8,7 @@ from torch import nn
 from stablelightning.model.diagnosis import Finding
 from stablelightning.model.findings.examination import Examination
 from stablelightning.model.findings.structure import PLAIN_DEPTH
-
-#: Momentum m remembers 1 / (1 - m) steps. Beyond a few hundred the direction of a step is older
-#: than what it should correct; at 10 000 it overshoots for longer than most trainings last.
-LONG_MOMENTUM = 0.995
-ENDLESS_MOMENTUM = 0.9999
+from stablelightning.model.optimizer_settings import harmful_settings
 
 #: A first step that promises (gradient times step) more than the whole loss leaves the range
 #: in which a gradient says anything: a loss cannot fall below zero ...
@@ -84,28 +80,19 @@ def _share_normalised(examination: Examination) -> float:
     return sum(layer.normalised for layer in hidden) / len(hidden) if hidden else 0.0
 
 
-def extreme_momentum(examination: Examination) -> Iterator[Finding]:
-    """Momentum that remembers more steps than training has patience for."""
+def settings_known_to_hurt(examination: Examination) -> Iterator[Finding]:
+    """Momentum, betas, epsilon and decay out of reason, and AdaGrad on a deep network."""
     if examination.optimizer is None:
         return
-    momenta = []
-    for group in examination.optimizer.param_groups:
-        betas = group.get("betas")
-        momentum = betas[0] if isinstance(betas, tuple | list) else group.get("momentum", 0.0)
-        momenta.append(float(momentum))
-    largest = max(momenta, default=0.0)
-    if largest <= LONG_MOMENTUM:
-        return
-    steps = math.inf if largest >= 1 else 1 / (1 - largest)
-    yield Finding(
-        "extreme-momentum",
-        "error" if largest >= ENDLESS_MOMENTUM else "warning",
-        "",
-        f"momentum {largest:g} averages over the last {steps:,.0f} steps: it overshoots, and "
-        "swings for as long.",
-        {"momentum": largest, "steps": steps},
-        "take 0.9, or 0.99 for very noisy gradients.",
-    )
+    for setting in harmful_settings(examination.optimizer, examination.model):
+        yield Finding(
+            setting.code,
+            setting.severity,
+            "",
+            setting.message,
+            setting.evidence,
+            setting.remedy,
+        )
 
 
 def decayed_prelu(examination: Examination) -> Iterator[Finding]:
