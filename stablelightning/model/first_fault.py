@@ -1,8 +1,9 @@
 """Which operation of a forward is the first to make a number that is not finite."""
 
+import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,6 +29,16 @@ _ON_PURPOSE = frozenset(
 )
 
 
+#: Which argument of an operation must not vanish.
+_DIVISORS = {
+    **{"div": 1, "true_divide": 1, "fmod": 1, "remainder": 1, "addcdiv": 2},
+    **{"reciprocal": 0, "rsqrt": 0, "log": 0, "log2": 0, "log10": 0, "pow": 0, "logit": 0},
+}
+
+#: Operations whose argument must not be negative.
+_ROOTS = frozenset(("sqrt", "rsqrt", "log", "log2", "log10", "pow", "logit"))
+
+
 @dataclass(frozen=True)
 class FirstFault:
     """Where the first number that is not finite came from.
@@ -38,12 +49,19 @@ class FirstFault:
             ``"input"`` or ``"parameter"`` where the number was there before.
         name: of the parameter or buffer, if it is one.
         infinite: whether it is an infinity and not NaN.
+        dtype: of the operation's output; ``None`` where no operation made it.
+        smallest: the smallest absolute value of what the operation divided by, or took the
+            logarithm or an inverse root of; NaN where it did nothing of the kind.
+        lowest: the lowest value that it was given, where that must not be negative; NaN elsewhere.
     """
 
     module: str
     operation: str
     name: str = ""
     infinite: bool = False
+    dtype: torch.dtype | None = field(default=None, repr=False, compare=False)
+    smallest: float = field(default=math.nan, repr=False, compare=False)
+    lowest: float = field(default=math.nan, repr=False, compare=False)
 
 
 def first_fault(model: nn.Module, step: TrainingStep) -> FirstFault | None:
@@ -179,9 +197,31 @@ class _Search(TorchDispatchMode):
             if isinstance(leaf, Tensor) and _is_bad(leaf) and not _was_given(args, kwargs):
                 infinite = not bool(torch.isnan(leaf).any())
                 module = self._stack[-1] if self._stack else ""
-                self.found = FirstFault(module, name, infinite=infinite)
+                smallest, lowest = _read_arguments(name.removesuffix("_"), args)
+                self.found = FirstFault(
+                    module,
+                    name,
+                    infinite=infinite,
+                    dtype=leaf.dtype,
+                    smallest=smallest,
+                    lowest=lowest,
+                )
                 raise _Found
         return output
+
+
+def _read_arguments(name: str, args: tuple[Any, ...]) -> tuple[float, float]:
+    """What was divided by, and the lowest value of what must not be negative; NaN if neither."""
+    place = _DIVISORS.get(name, 0)
+    if not (name in _DIVISORS or name in _ROOTS) or place >= len(args):
+        return math.nan, math.nan
+    value = args[place]
+    if not isinstance(value, Tensor):
+        return (abs(float(value)) if isinstance(value, int | float) else math.nan), math.nan
+    if not value.numel() or value.is_complex():
+        return math.nan, math.nan
+    smallest = float(value.detach().abs().min()) if name in _DIVISORS else math.nan
+    return smallest, float(value.detach().min()) if name in _ROOTS else math.nan
 
 
 def _was_given(args: Any, kwargs: Any) -> bool:

@@ -214,7 +214,7 @@ _REMEDIES = {
     "overflow": "train in bf16-mixed or 32-true, or keep the named module in float32.",
     "weights": "add weight decay or max-norm, lower the learning rate, or restart from before.",
     "division": "add an epsilon to the named operation's denominator, root or logarithm.",
-    "first module": "mend the named operation, or call sl.diagnose(model, batch) on it.",
+    "non-finite output": "mend the named operation, or call sl.diagnose(model, batch) on it.",
     "spike": "clip gradients (ClipGradientNorm), and look at the batches that were named.",
 }
 
