@@ -74,4 +74,14 @@ SLOTS = (
         "stablelightning.callbacks.sparse.PruneGradually",
         "Small weights become zero while training goes on, to an exact share.",
     ),
+    Slot(
+        "stop",
+        "stablelightning.callbacks.stop_early.StopEarly",
+        "Stop when validation no longer improves, and go back to the best weights.",
+    ),
+    Slot(
+        "average",
+        "lightning.pytorch.callbacks.EMAWeightAveraging",
+        "A moving average of the weights, which validates and is kept; Lightning's own.",
+    ),
 )

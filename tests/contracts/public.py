@@ -45,6 +45,9 @@ SWAPPERS = {"SelectActivation"}
 #: Callbacks that need Lightning's automatic optimization, and say so around any other module.
 AUTOMATIC = {"SelectActivation"}
 
+#: Callbacks that say so where a model does not log what they follow.
+FOLLOWERS = {"StopEarly"}
+
 
 def public_callbacks() -> list[type[L.Callback]]:
     """Every callback class of ``stablelightning.callbacks.__all__``."""
