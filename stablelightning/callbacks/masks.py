@@ -208,9 +208,9 @@ class PruneWeights(StableCallback):
             if not self._share:
                 self.before = scores
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what was reached: exact sparsity of each layer, scores before and after."""
-        self._hold(self._dropped.values())
+        self._hold(self._dropped.values())  # early stopping may have gone back to older weights
         self.layers = layer_sparsity(self._weights)
         if not self.is_complete:
             _say(

@@ -4,6 +4,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from stablelightning.callbacks.stop_early import StopEarly
+
 
 def forget_best_checkpoints(trainer: L.Trainer) -> None:
     """Let the next checkpoint of each ``ModelCheckpoint`` be better than those it has kept.
@@ -34,7 +36,7 @@ def forget_best_checkpoints(trainer: L.Trainer) -> None:
 
 
 def hold_early_stopping(trainer: L.Trainer) -> None:
-    """Let the next score of each ``EarlyStopping`` be better than what it has seen.
+    """Let the next score of each ``EarlyStopping`` (or ``StopEarly``) be better than any before.
 
     Its thresholds, and its check that a score is finite, still stop a run.
 
@@ -51,7 +53,8 @@ def hold_early_stopping(trainer: L.Trainer) -> None:
         (tensor(inf), 0)
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EarlyStopping):
-            worst = torch.inf if callback.mode == "min" else -torch.inf
-            callback.best_score = torch.full_like(callback.best_score, worst)
-            callback.wait_count = 0
+        judge = callback._stopping if isinstance(callback, StopEarly) else callback
+        if isinstance(judge, EarlyStopping):
+            worst = torch.inf if judge.mode == "min" else -torch.inf
+            judge.best_score = torch.full_like(judge.best_score, worst)
+            judge.wait_count = 0
