@@ -1,12 +1,18 @@
 """What is kept of a module's constructor: by the module, and by a checkpoint to call it again."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import nn
+from torch.optim import Optimizer
+
+#: Makes parameter groups of a module for an optimizer, whose defaults it may read.
+GroupsCallable = Callable[[nn.Module, Optimizer], list[dict[str, Any]]]
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -17,9 +23,10 @@ class Settings:
 
     optimizer: OptimizerCallable | None = None
     scheduler: LRSchedulerCallable | None = None
-    scheduler_interval: Literal["epoch", "step"] = "epoch"
+    scheduler_interval: Literal["epoch", "step"] | None = None
     monitor: str = "val/loss"
     samples: int = 50
+    parameter_groups: GroupsCallable | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Settings":
         # Nothing in it changes, and what makes a recipe's optimizer holds the whole command line

@@ -15,13 +15,14 @@ from torchmetrics import Metric
 from stablelightning.callbacks.batches import inputs_and_target
 from stablelightning.errors import DataError, ModelError, NothingRandomError, RecipeError
 from stablelightning.functional.uncertainty import is_probabilities
-from stablelightning.hyperparameters import Settings, keep_hyperparameters
+from stablelightning.hyperparameters import GroupsCallable, Settings, keep_hyperparameters
 from stablelightning.inheritance import check_bases, give_way
 from stablelightning.model.prediction import Task
 from stablelightning.model.sample import mc_dropout
 from stablelightning.model.summarize import select_output
 from stablelightning.model.task import TASKS
 from stablelightning.nn.heads import Gaussian
+from stablelightning.optimization import configured
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule as _Base
@@ -73,9 +74,12 @@ class StableMixin(_Base):
             a recipe its ``class_path`` and ``init_args``. ``None``: Adam with PyTorch's defaults.
         scheduler: makes the learning-rate scheduler from the optimizer; ``None`` for a constant
             rate.
-        scheduler_interval: whether the scheduler steps at every ``"epoch"`` or every ``"step"``.
+        scheduler_interval: whether the scheduler steps at every ``"epoch"`` or every ``"step"``;
+            ``None`` for what it is made for (those of :mod:`stablelightning.model.schedules` say).
         monitor: the logged key that a ``ReduceLROnPlateau`` without its own ``monitor`` watches.
         samples: forward passes of ``predict_step``; 0 for plain predictions without uncertainty.
+        parameter_groups: makes the optimizer's groups from the module and a first optimizer, as
+            :class:`~stablelightning.model.groups.ParameterGroups`; ``None`` for one group.
         **kwargs: for the next base.
 
     Hyperparameters: numbers, strings, booleans and containers of these among your constructor's
@@ -119,14 +123,15 @@ class StableMixin(_Base):
         task: Task | None = None,
         optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
-        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        scheduler_interval: Literal["epoch", "step"] | None = None,
         monitor: str = "val/loss",
         samples: int = 50,
+        parameter_groups: GroupsCallable | None = None,
         **kwargs: Any,
     ) -> None:
         if task is not None and task not in TASKS:
             raise RecipeError(f"task must be one of {', '.join(TASKS)}, got {task!r}.")
-        if scheduler_interval not in ("epoch", "step"):
+        if scheduler_interval not in ("epoch", "step", None):
             raise RecipeError(
                 f"scheduler_interval must be 'epoch' or 'step', got {scheduler_interval!r}."
             )
@@ -137,7 +142,9 @@ class StableMixin(_Base):
         super().__init__(**kwargs)
         if task is not None:
             self.task = task
-        self._stable_settings = Settings(optimizer, scheduler, scheduler_interval, monitor, samples)
+        self._stable_settings = Settings(
+            optimizer, scheduler, scheduler_interval, monitor, samples, parameter_groups
+        )
         keep_hyperparameters(self)
 
     # ---- what a user may want to define ------------------------------------------------------
@@ -198,22 +205,8 @@ class StableMixin(_Base):
         return TASKS[self.task].metrics(output) if self.task is not None else {}
 
     def configure_optimizers(self) -> Any:
-        """Make the optimizer and the scheduler from the constructor's settings."""
-        settings = self._stable_settings
-        # Not a default of the argument: a recipe that names another optimizer would inherit Adam's
-        # own settings (jsonargparse merges them), such as a weight decay of 0.
-        optimizer = (settings.optimizer or torch.optim.Adam)(self.parameters())
-        if settings.scheduler is None:
-            return optimizer
-        scheduler = settings.scheduler(optimizer)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {
-                "scheduler": scheduler,
-                "interval": settings.scheduler_interval,
-                "monitor": getattr(scheduler, "monitor", settings.monitor),
-            },
-        }
+        """Make the optimizer and the scheduler from the constructor's settings, and check them."""
+        return configured(self, self._stable_settings)
 
     # ---- the steps ---------------------------------------------------------------------------
 

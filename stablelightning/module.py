@@ -30,8 +30,8 @@ class StableModule(StableMixin, L.LightningModule):
             of classes, labels or targets is that of its outputs.
         task: ``"classification"`` (logits ``(N, C, ...)``), ``"multilabel"`` (logits ``(N, L)``) or
             ``"regression"`` (``(N,)``, ``(N, D)`` or a ``Gaussian``).
-        **kwargs: ``optimizer``, ``scheduler``, ``scheduler_interval``, ``monitor``, ``samples`` of
-            :class:`~stablelightning.mixin.StableMixin`.
+        **kwargs: ``optimizer``, ``scheduler``, ``scheduler_interval``, ``monitor``, ``samples``,
+            ``parameter_groups`` of :class:`~stablelightning.mixin.StableMixin`.
 
     A checkpoint of a recipe holds the network's description, so that
     ``StableModule.load_from_checkpoint(path)`` is enough. One of a network made in Python holds

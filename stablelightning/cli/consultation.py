@@ -18,6 +18,7 @@ from stablelightning.cli.sections import Patient, doctor_sections
 from stablelightning.cli.session import RunCLI
 from stablelightning.model.diagnose import diagnose
 from stablelightning.model.generators import undisturbed_generators
+from stablelightning.optimization import examined
 from stablelightning.optional import require
 from stablelightning.report.diagnosis import print_diagnosis
 from stablelightning.report.page import write_diagnosis
@@ -105,7 +106,7 @@ def _prepare(cli: RunCLI) -> list[str]:
 def _optimizer(model: L.LightningModule) -> tuple[Optimizer | None, Sequence[Any], list[str]]:
     """The optimizer and the schedules that training would use, and why there are none."""
     try:
-        with undisturbed_generators():
+        with undisturbed_generators(), examined():
             optimizers, schedulers = _init_optimizers_and_lr_schedulers(model)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
