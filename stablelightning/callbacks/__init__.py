@@ -8,6 +8,7 @@ from stablelightning.callbacks.clip import (
     NormalizeGradients,
 )
 from stablelightning.callbacks.doctor import ConsultDoctor
+from stablelightning.callbacks.guard import GuardTraining
 from stablelightning.callbacks.initialize import InitializeWeights
 from stablelightning.callbacks.monitor import MonitorSignals
 from stablelightning.callbacks.recommended import recommended_callbacks
@@ -27,6 +28,7 @@ __all__ = [
     "ClipGradientValue",
     "ConsultDoctor",
     "EstimateUncertainty",
+    "GuardTraining",
     "InitializeWeights",
     "LimitWeightNorm",
     "MonitorSignals",

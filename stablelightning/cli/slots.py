@@ -60,6 +60,11 @@ SLOTS = (
         "A diagnosis before training, and the cures where they are asked for.",
     ),
     Slot(
+        "guard",
+        "stablelightning.callbacks.guard.GuardTraining",
+        "Bad steps are undone, training goes back to a good state, or is given up in words.",
+    ),
+    Slot(
         "monitor",
         "stablelightning.callbacks.monitor.MonitorSignals",
         "Gradients, updates and activations of every layer during training, with alarms.",

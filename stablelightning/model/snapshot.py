@@ -24,6 +24,9 @@ class Snapshot:
         scaler: the loss scaler, where there is one.
         host: whether tensors are kept in host memory; what comes back is the same to the bit.
 
+    Attributes:
+        weights: copies of parameters and buffers, by their names.
+
     Example:
         >>> net = nn.Linear(2, 1)
         >>> sgd = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -48,7 +51,7 @@ class Snapshot:
         self._model = model
         self._schedulers = list(schedulers)
         self._scaler = scaler
-        self._weights = {
+        self.weights = {
             name: tensor.detach().to("cpu" if host else tensor.device, copy=True)
             for name, tensor in _moving(model, optimizers).items()
         }
@@ -60,7 +63,7 @@ class Snapshot:
     def restore(self) -> None:
         """Bring everything back, in place; gradients are dropped."""
         present = dict(self._model.named_parameters()) | dict(self._model.named_buffers())
-        for name, value in self._weights.items():
+        for name, value in self.weights.items():
             tensor = present.get(name)
             if tensor is not None and tensor.shape == value.shape:
                 tensor.copy_(value)
@@ -76,7 +79,7 @@ class Snapshot:
     def state_dict(self) -> dict[str, Any]:
         """Everything, as tensors and plain types."""
         return {
-            "weights": {name: value.clone() for name, value in self._weights.items()},
+            "weights": {name: value.clone() for name, value in self.weights.items()},
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "schedules": copy.deepcopy(self._schedules),
             "scale": dict(self._scale),
@@ -85,8 +88,8 @@ class Snapshot:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Hold what another snapshot of the same training held."""
         for name, value in state["weights"].items():
-            mine = self._weights.get(name)
-            self._weights[name] = value.to("cpu" if mine is None else mine.device, copy=True)
+            mine = self.weights.get(name)
+            self.weights[name] = value.to("cpu" if mine is None else mine.device, copy=True)
         for optimizer, kept in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
         self._schedules = copy.deepcopy(state["schedules"])

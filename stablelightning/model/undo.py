@@ -65,6 +65,10 @@ class ForwardUndo:
             own.get(name) is buffer for own, name, buffer in self._named
         )
 
+    def relist(self) -> None:
+        """Look for modules that were added or taken away; before the next :meth:`take`."""
+        self._list()
+
     @torch.no_grad()
     def take(self) -> None:
         """Remember everything as it is now."""

@@ -14,6 +14,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ClipGradientValue": {"max_value": 0.02},
     "ConsultDoctor": {"batches": 2, "required": False},
     "EstimateUncertainty": {"samples": 9, "seed": 5, "tolerance": 1e-6},
+    "GuardTraining": {"threshold": 5.0, "window": 50, "max_trips": 3, "host_memory": True},
     "InitializeWeights": {"scheme": "lsuv", "overwrite": True},
     "NormalizeGradients": {"standardize": True},
     "SelectActivation": {
@@ -34,7 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 #: Callbacks that must not change what is learned.
-OBSERVERS = {"ConsultDoctor", "EstimateUncertainty", "MonitorSignals"}
+OBSERVERS = {"ConsultDoctor", "EstimateUncertainty", "GuardTraining", "MonitorSignals"}
 
 #: Callbacks that cannot do what they are for around a model with nothing random in it.
 SAMPLERS = {"EstimateUncertainty"}

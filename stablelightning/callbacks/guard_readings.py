@@ -1,0 +1,150 @@
+"""The loss and the gradient norm of one step, read in one transfer, the same on every process."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from stablelightning.functional.spikes import SpikeDetector
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one step looked like.
+
+    Args:
+        loss: the mean over processes, without the loss scale; NaN where it is not finite on any of
+            them, ``None`` where nothing ran backward through Lightning.
+        norm: L2 norm of the gradients, likewise; ``None`` where it was not asked for.
+        own: the two as this process had them.
+    """
+
+    loss: float | None
+    norm: float | None
+    own: tuple[float | None, float | None]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether both are, on every process."""
+        return all(math.isfinite(value) for value in (self.loss, self.norm) if value is not None)
+
+
+def read(trainer: L.Trainer, losses: Sequence[Tensor], norm: Tensor | None) -> Reading:
+    """Bring the loss and the norm to the host; every process must ask, and gets the same.
+
+    Args:
+        trainer: of the run.
+        losses: what ran backward since the last reading, as ``on_before_backward`` gives it, that
+            is with the loss scale, and divided by the number of accumulated batches.
+        norm: of the gradients, if it is wanted.
+
+    Returns:
+        The reading. Waits for the device once.
+    """
+    total = _total(trainer, losses)
+    values = [value for value in (total, norm) if value is not None]
+    if not values:
+        return Reading(None, None, (None, None))
+    own = _on_host(values)
+    all_of_them = _agreed(values) if trainer.world_size > 1 else own
+    return Reading(*_places(total, norm, all_of_them), own=_places(total, norm, own))
+
+
+def _total(trainer: L.Trainer, losses: Sequence[Tensor]) -> Tensor | None:
+    if not losses:
+        return None
+    total = losses[0]
+    for loss in losses[1:]:
+        total = total + loss
+    if total.ndim:  # manual_backward(loss, gradient=...)
+        total = total.mean()
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is not None and scaler.is_enabled():
+        total = total / scaler._get_scale_async()
+    if trainer.lightning_module.automatic_optimization and trainer.accumulate_grad_batches > 1:
+        total = total * trainer.accumulate_grad_batches
+    return total
+
+
+def _on_host(values: list[Tensor]) -> list[float]:
+    if all(value.device.type == "cpu" for value in values):
+        return [float(value) for value in values]
+    first = values[0].device
+    stacked = torch.stack([value.to(first, torch.float32) for value in values])
+    return [float(value) for value in stacked.tolist()]
+
+
+def _agreed(values: list[Tensor]) -> list[float]:
+    """Means over processes; a sum of numbers of all, and of how many are not finite."""
+    device = values[0].device
+    stacked = torch.stack([value.to(device, torch.float32) for value in values])
+    finite = stacked.isfinite()
+    both = torch.cat([stacked.where(finite, torch.zeros_like(stacked)), (~finite).float()])
+    torch.distributed.all_reduce(both)
+    numbers, world = both.tolist(), torch.distributed.get_world_size()
+    sums, bad = numbers[: len(values)], numbers[len(values) :]
+    return [math.nan if b else total / world for total, b in zip(sums, bad, strict=True)]
+
+
+def _places(
+    total: Tensor | None, norm: Tensor | None, values: list[float]
+) -> tuple[float | None, float | None]:
+    given = iter(values)
+    return (
+        None if total is None else next(given),
+        None if norm is None else next(given),
+    )
+
+
+@dataclass
+class Judge:
+    """Says what is wrong with a reading, by what was usual before.
+
+    Args:
+        threshold: robust standard deviations above which a finite value is a spike.
+    """
+
+    threshold: float
+    _detectors: dict[str, SpikeDetector] = field(default_factory=dict)
+
+    def verdict(self, reading: Reading, optimizer: int) -> str | None:
+        """What is wrong, ``None`` if nothing is; finite values are remembered as seen.
+
+        Args:
+            reading: of one step of one optimizer, or of one accumulated batch.
+            optimizer: its number in the Trainer; each has losses and norms of its own.
+        """
+        if reading.loss is not None and not math.isfinite(reading.loss):
+            return "non-finite-loss"
+        if reading.norm is not None and not math.isfinite(reading.norm):
+            return "non-finite-gradient"
+        named = {"loss": reading.loss, "gradient": reading.norm}
+        spikes = [
+            f"{name}-spike"
+            for name, value in named.items()
+            if value is not None and self._is_spike(f"{name}/{optimizer}", value)
+        ]
+        return spikes[0] if spikes else None
+
+    def _is_spike(self, name: str, value: float) -> bool:
+        detector = self._detectors.get(name)
+        if detector is None:
+            detector = self._detectors[name] = SpikeDetector(threshold=self.threshold)
+        spike = detector.is_spike(value)
+        detector.add(value)
+        return spike
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was usual, as plain types."""
+        return {name: detector.state_dict() for name, detector in self._detectors.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._detectors = {}
+        for name, kept in state.items():
+            self._detectors[name] = SpikeDetector(threshold=self.threshold)
+            self._detectors[name].load_state_dict(kept)
