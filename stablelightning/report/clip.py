@@ -174,5 +174,6 @@ def _sentence(record: "ClipRecord") -> str:
     if record.clipped and largest >= 2:
         said += f"; the largest measure was {largest:,.0f} times the threshold"
     if record.not_finite:
-        said += f"; {record.not_finite:,} were not finite"
+        was = "was" if record.not_finite == 1 else "were"
+        said += f"; {record.not_finite:,} {was} not finite"
     return said
