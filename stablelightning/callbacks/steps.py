@@ -213,6 +213,21 @@ def replace_method(module: L.LightningModule, name: str, function: Step) -> Call
     return restore
 
 
+@contextmanager
+def unreplaced_methods(module: L.LightningModule) -> Iterator[None]:
+    """Inside, the module's methods are those that were there before anything was replaced."""
+    layers = _REPLACED.get(module, {})
+    present = {name: vars(module)[name] for name in layers}
+    try:
+        for name, (first, *_) in layers.items():
+            vars(module).pop(name)
+            if first is not None:
+                vars(module)[name] = first
+        yield
+    finally:
+        vars(module).update(present)
+
+
 def _log_nothing(*_: Any, **__: Any) -> None:
     return None
 

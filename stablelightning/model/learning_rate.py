@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from stablelightning.errors import RecipeError
+from stablelightning.errors import ModelError, RecipeError
 
 #: Entries of a parameter group that are rates: the present one, and those that schedulers leave.
 _GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
@@ -70,6 +70,45 @@ def scale_learning_rates(optimizer: Optimizer, schedulers: Iterable[Any], factor
     for scheduler in _unrolled(schedulers, seen=set()):
         if getattr(scheduler, "optimizer", own) is own:
             _scale(scheduler, factor)
+
+
+def base_learning_rates(optimizer: Optimizer, schedulers: Iterable[Any]) -> list[float]:
+    """The rate of every group that its schedule is written around.
+
+    The peak of those that cycle (``OneCycleLR``, ``CyclicLR``), else the rate before any schedule
+    (``initial_lr``: a warm-up begins below it), else the rate as it is.
+
+    Args:
+        optimizer: only read.
+        schedulers: torch schedulers; those of other optimizers are left out.
+
+    Raises:
+        ModelError: a group has no rate that is a number; the optimizer finds its own.
+
+    Example:
+        >>> import torch
+        >>> from torch.optim.lr_scheduler import OneCycleLR
+        >>> sgd = torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9)
+        >>> schedule = OneCycleLR(sgd, max_lr=0.5, total_steps=10)
+        >>> round(sgd.param_groups[0]["lr"], 6), base_learning_rates(sgd, [schedule])
+        (0.02, [0.5])
+    """
+    own = getattr(optimizer, "optimizer", optimizer)
+    peaks: list[Any] = [None] * len(optimizer.param_groups)
+    for scheduler in _unrolled(schedulers, seen=set()):
+        if getattr(scheduler, "optimizer", own) is own:
+            peaks = vars(scheduler).get("max_lrs", peaks)
+    rates = []
+    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+        known = (peak, group.get("max_lr"), group.get("initial_lr"), group.get("lr"))
+        rate = next((rate for rate in known if rate is not None), None)
+        if not isinstance(rate, int | float | Tensor):
+            raise ModelError(
+                "a learning rate must be a number to be scaled, and a group of "
+                f"{type(own).__name__} has {rate!r}; give it lr=, or let the optimizer find its own."
+            )
+        rates.append(float(rate))
+    return rates
 
 
 def _scale(scheduler: Any, factor: float) -> None:

@@ -8,8 +8,8 @@ import torch
 from torch.optim import lr_scheduler as schedules
 from torch.optim.swa_utils import SWALR
 
-from stablelightning.errors import RecipeError
-from stablelightning.model.learning_rate import scale_learning_rates
+from stablelightning.errors import ModelError, RecipeError
+from stablelightning.model.learning_rate import base_learning_rates, scale_learning_rates
 
 STEPS = 40
 
@@ -197,3 +197,41 @@ def test_a_scheduler_of_ones_own_goes_on_from_base_lrs():
 def test_a_factor_must_be_positive_and_finite(factor):
     with pytest.raises(RecipeError, match="factor must be a finite number > 0"):
         scale_learning_rates(optimizer_of(), [], factor)
+
+
+# ---- the rate that a schedule is written around -------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(set(SCHEDULERS) - {"SWALR"}))
+def test_the_base_is_the_largest_rate_of_the_whole_schedule(name):
+    optimizer, schedule = pair(name)
+    base = base_learning_rates(optimizer, [schedule])
+    assert base == pytest.approx([0.5, 0.05])
+    start = [group["lr"] for group in optimizer.param_groups]
+    rates = [start, *advance(optimizer, schedule, STEPS)]
+    assert all(most <= b + 1e-12 for most, b in zip(map(max, *rates), base, strict=True))
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_scaling_scales_the_base(name):
+    optimizer, schedule = pair(name)
+    base = base_learning_rates(optimizer, [schedule])
+    scale_learning_rates(optimizer, [schedule], 0.25)
+    assert base_learning_rates(optimizer, [schedule]) == [0.25 * rate for rate in base]
+
+
+def test_without_a_schedule_the_base_is_the_rate():
+    assert base_learning_rates(optimizer_of(tensor=True), []) == pytest.approx([0.5, 0.05])
+
+
+def test_peaks_of_other_optimizers_do_not_count():
+    _, other = pair("CyclicLR")
+    plain = torch.optim.SGD([torch.zeros(1)], lr=0.3)
+    assert base_learning_rates(plain, [other]) == [0.3]
+
+
+def test_an_optimizer_that_finds_its_own_rate_has_no_base():
+    plain = torch.optim.SGD([torch.zeros(1)], lr=0.3)
+    plain.param_groups[0]["lr"] = None
+    with pytest.raises(ModelError, match="must be a number to be scaled"):
+        base_learning_rates(plain, [])
