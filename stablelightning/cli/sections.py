@@ -22,14 +22,16 @@ if TYPE_CHECKING:
     from stablelightning.model.diagnosis import Diagnosis
 
 #: Functions of a :class:`Patient`, each giving a section, or ``None`` where it has nothing to say.
-DOCTOR: tuple[str, ...] = ()
+DOCTOR: tuple[str, ...] = ("stablelightning.callbacks.clip_sections.doctor_section",)
 
 #: Functions of a Trainer and its module, called when training and testing are over.
 RUN: tuple[str, ...] = (
     "stablelightning.cli.sections.initialized",
     "stablelightning.cli.sections.activation",
     "stablelightning.cli.sections.monitored",
+    "stablelightning.callbacks.clip_sections.run_section",
     "stablelightning.report.guard.guard_section",
+    "stablelightning.callbacks.sparse.sparsity_of_run",
 )
 
 

@@ -70,6 +70,11 @@ SLOTS = (
         "Gradients, updates and activations of every layer during training, with alarms.",
     ),
     Slot(
+        "clip",
+        "stablelightning.callbacks.clip.ClipGradientNorm",
+        "Gradients are made smaller before the step where they are too large.",
+    ),
+    Slot(
         "regularize",
         "stablelightning.callbacks.regularize.RegularizeL1",
         "A penalty on the size of weights, or a bound on it, after each optimizer step.",
