@@ -22,6 +22,9 @@ SMOOTHING = 0.9
 #: has about a quarter of that spread, so that chance alone does not get there.
 _NOISE_SPREADS = 4.0
 
+#: Two ways to take the mean of equal numbers differ by less than this share of it.
+_ROUNDING = 1e-6
+
 #: A valley begins where this share of its fall is behind. Before the slope lies a plain of several
 #: decades that falls a little by chance; how long it is depends on where the sweep began.
 _PLAIN = 0.2
@@ -128,7 +131,8 @@ def divergence(losses: Tensor, untrained: Tensor, *, smoothing: float = SMOOTHIN
         return broken
     level = known.mean()
     fallen = level - torch.cummin(smooth, 0).values
-    rise = torch.clamp(fallen, min=_NOISE_SPREADS * float(known.std(correction=0)))
+    least = max(_NOISE_SPREADS * float(known.std(correction=0)), _ROUNDING * abs(float(level)))
+    rise = torch.clamp(fallen, min=least)
     over = smooth > level + rise
     return int(over.int().argmax()) if bool(over.any()) else broken
 

@@ -105,7 +105,7 @@ def base_learning_rates(optimizer: Optimizer, schedulers: Iterable[Any]) -> list
         if not isinstance(rate, int | float | Tensor):
             raise ModelError(
                 "a learning rate must be a number to be scaled, and a group of "
-                f"{type(own).__name__} has {rate!r}; give it lr=, or let the optimizer find its own."
+                f"{type(own).__name__} has {rate!r}; give it lr=, or let the optimizer find one."
             )
         rates.append(float(rate))
     return rates

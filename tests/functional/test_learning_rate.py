@@ -120,6 +120,11 @@ def test_a_rise_to_where_it_began_is_no_divergence():
     assert divergence(fell_and_rose, torch.tensor([2.0])) is None
 
 
+@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=12))
+def test_losses_are_no_divergence_from_themselves(losses):
+    assert divergence(torch.tensor(losses), torch.tensor(losses)) is None
+
+
 def test_nothing_is_known_of_an_untrained_model_without_a_finite_loss():
     assert divergence(torch.tensor([1.0, 9.0]), torch.tensor([math.nan])) is None
 
