@@ -10,6 +10,10 @@ from stablelightning.callbacks.masks import PruneWeights
 from stablelightning.errors import RecipeError
 from stablelightning.functional.regularize import soft_threshold_
 from stablelightning.functional.sparsity import cubic_sparsity
+from stablelightning.model.prune import layer_sparsity, prunable_weights
+from stablelightning.model.sparse_file import sizes_on_disk
+from stablelightning.report.section import Section
+from stablelightning.report.sparse import sparsity_section
 
 #: Changes of the masks in one schedule, unless a number of steps between them is given.
 _CHANGES = 100
@@ -190,6 +194,33 @@ class PruneByL1(PruneWeights):
         """Take the proximal step of L1, until the weights are cut."""
         if not self.is_complete:
             soft_threshold_(weight, learning_rate * self.strength)
+
+
+def sparsity_of_run(trainer: L.Trainer, model: L.LightningModule) -> Section | None:
+    """The section on sparsity of a run's report; ``None`` where nothing was pruned.
+
+    Counts are of the model as it is, which after a test is the checkpoint that was tested.
+
+    Args:
+        trainer: after ``fit``.
+        model: its module.
+
+    Example:
+        >>> trainer = L.Trainer(accelerator="cpu", logger=False, barebones=True)
+        >>> sparsity_of_run(trainer, L.LightningModule()) is None
+        True
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, PruneWeights) and callback.changes:
+            weights = prunable_weights(model, exclude=callback.exclude or ())
+            return sparsity_section(
+                layer_sparsity(weights),
+                changes=callback.changes,
+                validations=callback.validations,
+                before=callback.before,
+                sizes=sizes_on_disk(model),
+            )
+    return None
 
 
 def _check_place(name: str, place: int | float) -> None:
