@@ -1,10 +1,13 @@
 """Walking a model's modules, fast enough to do on every call."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+
+from stablelightning.errors import ModelError
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
@@ -66,3 +69,27 @@ def replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Itera
             vars(module).pop("forward", None)
             if module in own:
                 vars(module)["forward"] = own[module]
+
+
+def detached_copy(model: nn.Module) -> nn.Module:
+    """Copy a model with everything in it, but for the trainer that a LightningModule belongs to.
+
+    Raises:
+        ModelError: it holds something that cannot be copied.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> detached_copy(net).weight is net.weight
+        False
+    """
+    # A trainer holds loaders, loggers and the model itself; a memo says what stands in its place.
+    trainers = {id(vars(m).get("_trainer")): None for m in modules_of(model)}
+    trainers.pop(id(None), None)
+    try:
+        return copy.deepcopy(model, trainers)
+    except Exception as error:  # locks, generators, tensors of a graph: each raises its own
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ModelError(
+            f"{type(model).__name__} must be copied for this, and it cannot be ({reason}); keep "
+            "what has no copies out of it."
+        ) from error
