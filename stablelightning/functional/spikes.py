@@ -18,13 +18,9 @@ FEWEST_VALUES = 32
 #: A spike is so many times as far above the level as anything in the window was.
 _MARGIN = math.log(10.0)
 
-#: Where that would ask for more than ``_ABSURD``, this is enough: a margin is there for levels that
+#: Where that would ask for more than ``error``, this is enough: a margin is there for levels that
 #: move, and the bound holds without one.
 _LEAST_MARGIN = math.log(2.0)
-
-#: Excesses beyond this are errors: they never enter the window, so that the next one is caught as
-#: well. What is below is caught once, and then known. Errors come with factors of 1e4 and more.
-_ABSURD = math.log(2000.0)
 
 #: Values up to so many times the highest level that training ever had are no errors, however low
 #: the level is now: a hard batch in a run that has learned the others by heart.
@@ -35,8 +31,9 @@ _ONCE_USUAL = 3.0
 PATIENCE = 10
 _NEARBY = 200
 
-#: A wider spread counts as this, so that at the usual threshold no error hides behind it.
-_WIDEST = _ABSURD / 6.0
+#: A spread so wide that an error lies fewer of them above the level counts as less, so that at the
+#: usual threshold no error hides behind it.
+_FEWEST_SPREADS = 6.0
 
 #: Standard deviations of a normal distribution in one median absolute deviation.
 _SIGMAS_OF_MAD = 1.4826
@@ -57,13 +54,17 @@ class SpikeDetector:
 
     The second holds for any distribution: the newest of *n* + 1 exchangeable values is the largest
     with probability 1 / (*n* + 1), and more rarely ten times as large as the others. A class of
-    rare, hard batches is thus caught once at most, and known from then on. Excesses of a factor of
-    2000 never become known, unless they are a twentieth of the values, or a new level.
+    rare, hard batches is thus caught once at most, and known from then on. Errors, which lie by a
+    factor of ``error`` above the level, do not become known, so that each is caught; unless they
+    are a twentieth of the values, a new level, or no larger than what was usual at the start.
 
     Args:
         window: number of values whose largest excess counts, >= 32. At 1000, one healthy step in a
             thousand at most is called a spike.
         threshold: robust standard deviations, > 0.
+        error: from which factor above the level on a spike is an error, >= 10. What goes wrong does
+            so by 1e4 and more; a hard batch hardly has a gradient of 500 times the usual one, or
+            a loss of 2000 times.
 
     Raises:
         RecipeError: a setting is out of its range.
@@ -81,7 +82,9 @@ class SpikeDetector:
         (False, True)
     """
 
-    def __init__(self, window: int = 1000, threshold: float = 6.0) -> None:
+    def __init__(
+        self, window: int = 1000, threshold: float = 6.0, *, error: float = 2000.0
+    ) -> None:
         if isinstance(window, bool) or not isinstance(window, int) or window < FEWEST_VALUES:
             raise RecipeError(
                 f"window must be a whole number >= {FEWEST_VALUES}, got {window!r}; fewer values "
@@ -92,8 +95,12 @@ class SpikeDetector:
                 f"threshold must be > 0 robust standard deviations, got {threshold}; around 6 is "
                 "usual, and math.inf calls nothing a spike."
             )
+        if not error >= 10:
+            raise RecipeError(f"error must be a factor >= 10, got {error}; 2000 is usual.")
         self.window = window
         self.threshold = threshold
+        self.error = error
+        self._absurd = math.log(error)
         self._recent: deque[float] = deque()
         self._sorted: list[float] = []  # the same values
         self._largest: deque[tuple[int, float]] = deque()  # excesses, falling; the first counts
@@ -124,11 +131,11 @@ class SpikeDetector:
             return
         self._seen += 1
         excess = self._excess(value) if self._recent else 0.0
-        absurd = excess > _ABSURD and value > _ONCE_USUAL * self._highest
+        absurd = excess > self._absurd and value > _ONCE_USUAL * self._highest
         if absurd and self._count >= FEWEST_VALUES and self._stands_out(excess):
             self._note_error(value, excess)
             return
-        self._note_excess(min(max(excess, 0.0), _ABSURD if absurd else math.inf))
+        self._note_excess(min(max(excess, 0.0), self._absurd if absurd else math.inf))
         self._note_value(value)
 
     def state_dict(self) -> dict[str, Any]:
@@ -176,13 +183,15 @@ class SpikeDetector:
     def _stands_out(self, excess: float) -> bool:
         few = 0.5 * math.log(self.window / min(self._count, self.window))
         known = self._largest[0][1] + few
-        if excess <= max(known + _LEAST_MARGIN, min(known + _MARGIN, _ABSURD)):
+        if excess <= max(known + _LEAST_MARGIN, min(known + _MARGIN, self._absurd)):
             return False
         if not self._positive:  # the excess is one of robust standard deviations
             return excess > math.log1p(self.threshold)
         level = math.log(self._level())
         spread = median(abs(math.log(value) - level) for value in self._sorted)
-        return excess > self.threshold * min(_SIGMAS_OF_MAD * spread, _WIDEST)
+        return excess > self.threshold * min(
+            _SIGMAS_OF_MAD * spread, self._absurd / _FEWEST_SPREADS
+        )
 
     def _is_usual_by_now(self) -> bool:
         """Whether one more error would be the one that makes them usual."""

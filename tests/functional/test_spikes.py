@@ -183,6 +183,14 @@ def test_what_was_usual_at_the_start_is_no_error_for_ever():
     assert sum(called(values.tolist())) <= 2
 
 
+@pytest.mark.parametrize(("error", "caught"), [(2000.0, 1), (500.0, 10)])
+def test_a_factor_below_that_of_an_error_becomes_known(error, caught):
+    values = [1.0 + 0.1 * math.sin(step) for step in range(1100)]
+    for place in range(100, 1100, 100):
+        values[place] = 1000.0
+    assert sum(called(values, SpikeDetector(error=error))) == caught
+
+
 def test_golden_numbers():
     """64 values between 1 and e: the largest excess, 0.5, at a window that is full."""
     values = np.exp(np.linspace(0, 1, 65)).tolist()
@@ -213,6 +221,7 @@ def test_the_threshold_is_one_of_robust_standard_deviations():
         ({"window": True}, "window must be"),
         ({"threshold": 0.0}, "threshold must be > 0"),
         ({"threshold": math.nan}, "threshold must be > 0"),
+        ({"error": 9.9}, "error must be a factor >= 10"),
     ],
 )
 def test_settings_out_of_range_are_refused(arguments, message):
