@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 #: Layers whose names still fit beside the bars.
 _MOST_NAMES = 28
 _LETTERS = 26
+_FEWEST_BARS = 6
 
 #: Of several scores the one to draw: the first that holds one of these words, in their order.
 _WORDS = ("acc", "f1", "rmse", "loss")
@@ -80,7 +81,9 @@ def sparsity_section(
     name = chosen_score(last)
     lead = f"{zeros:,} of {weights:,} prunable weights are exactly zero ({total:.2%})"
     if name and before and name in before:
-        lead += f"; {name} was {before[name]:.4g} before pruning and is {last[name]:.4g} at the end"
+        lead += (
+            f"; {name} was {before[name]:.4g} when pruning began and {last[name]:.4g} at the end"
+        )
     rows = [
         [a.layer, " x ".join(map(str, a.shape)), a.weights, a.zeros, f"{a.sparsity:.2%}"]
         for a in [*layers, LayerSparsity("all", (), weights, zeros)]
@@ -147,7 +150,8 @@ def sparsity_figure(
         top.tick_params(labelbottom=False)
         _draw_layers(right, layers)
     weights = sum(layer.weights for layer in layers)
-    say(figure, f"{total_sparsity(layers):.1%} of {weights:,} weights are zero")
+    when = f", from step {changes[-1]['step']:,} on" if changes else ""
+    say(figure, f"{total_sparsity(layers):.1%} of {weights:,} weights are zero{when}")
     return figure
 
 
@@ -197,7 +201,8 @@ def _draw_layers(axes: "Axes", layers: Sequence[LayerSparsity]) -> None:
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_formatter("{x:.0f}%")
     axes.set_xlim(0, 100)
-    axes.invert_yaxis()  # the input on top, as one reads a network
+    # The input on top, as one reads a network; few bars are no thicker than many.
+    axes.set_ylim(max(len(layers), _FEWEST_BARS) - 0.5, -0.5)
     axes.spines[["left", "bottom"]].set_visible(False)
     if every == 1:
         for row, layer, share in zip(rows, layers, kept, strict=True):
