@@ -3,8 +3,9 @@
 scikit-learn, pandas and torchvision are imported when data is read, not here.
 """
 
+from stablelightning.data.adding import AddingData
 from stablelightning.data.digits import DigitsData
 from stablelightning.data.images import ImageFolderData
 from stablelightning.data.tabular import TabularData
 
-__all__ = ["DigitsData", "ImageFolderData", "TabularData"]
+__all__ = ["AddingData", "DigitsData", "ImageFolderData", "TabularData"]
