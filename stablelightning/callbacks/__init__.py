@@ -9,7 +9,9 @@ from stablelightning.callbacks.clip import (
 )
 from stablelightning.callbacks.doctor import ConsultDoctor
 from stablelightning.callbacks.guard import GuardTraining
+from stablelightning.callbacks.export import ExportModel
 from stablelightning.callbacks.initialize import InitializeWeights
+from stablelightning.callbacks.learning_rate import FindLearningRate, HalveLearningRate
 from stablelightning.callbacks.monitor import MonitorSignals
 from stablelightning.callbacks.recommended import recommended_callbacks
 from stablelightning.callbacks.regularize import (
@@ -28,7 +30,9 @@ __all__ = [
     "ClipGradientValue",
     "ConsultDoctor",
     "EstimateUncertainty",
+    "FindLearningRate",
     "GuardTraining",
+    "HalveLearningRate",
     "InitializeWeights",
     "LimitWeightNorm",
     "MonitorSignals",

@@ -22,12 +22,17 @@ if TYPE_CHECKING:
     from stablelightning.model.diagnosis import Diagnosis
 
 #: Functions of a :class:`Patient`, each giving a section, or ``None`` where it has nothing to say.
-DOCTOR: tuple[str, ...] = ("stablelightning.callbacks.clip_sections.doctor_section",)
+DOCTOR: tuple[str, ...] = (
+    "stablelightning.callbacks.clip_sections.doctor_section",
+    "stablelightning.cli.schedule.planned_schedule",
+)
 
 #: Functions of a Trainer and its module, called when training and testing are over.
 RUN: tuple[str, ...] = (
     "stablelightning.cli.sections.initialized",
     "stablelightning.cli.sections.activation",
+    "stablelightning.cli.found_rate.found_rate",
+    "stablelightning.cli.schedule.schedule_of_run",
     "stablelightning.cli.sections.monitored",
     "stablelightning.callbacks.clip_sections.run_section",
     "stablelightning.report.guard.guard_section",

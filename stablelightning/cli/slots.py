@@ -60,6 +60,11 @@ SLOTS = (
         "A diagnosis before training, and the cures where they are asked for.",
     ),
     Slot(
+        "learning_rate",
+        "stablelightning.callbacks.learning_rate.FindLearningRate",
+        "A learning rate found by trying, before training: a sweep, or halving.",
+    ),
+    Slot(
         "guard",
         "stablelightning.callbacks.guard.GuardTraining",
         "Bad steps are undone, training goes back to a good state, or is given up in words.",

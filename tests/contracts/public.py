@@ -14,7 +14,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ClipGradientValue": {"max_value": 0.02},
     "ConsultDoctor": {"batches": 2, "required": False},
     "EstimateUncertainty": {"samples": 9, "seed": 5, "tolerance": 1e-6},
+    "FindLearningRate": {"lowest": 1e-4, "steps": 40, "confirm_steps": 40, "required": False},
     "GuardTraining": {"threshold": 5.0, "window": 50, "max_trips": 3, "host_memory": True},
+    "HalveLearningRate": {"start": 0.02, "steps": 6, "required": False},
     "InitializeWeights": {"scheme": "lsuv", "overwrite": True},
     "NormalizeGradients": {"standardize": True},
     "SelectActivation": {
@@ -44,7 +46,7 @@ SAMPLERS = {"EstimateUncertainty"}
 SWAPPERS = {"SelectActivation"}
 
 #: Callbacks that need Lightning's automatic optimization, and say so around any other module.
-AUTOMATIC = {"SelectActivation"}
+AUTOMATIC = {"FindLearningRate", "HalveLearningRate", "SelectActivation"}
 
 #: Callbacks that say so where a model does not log what they follow.
 FOLLOWERS = {"StopEarly"}
