@@ -53,9 +53,10 @@ class Trip:
         return self.verdict.endswith("spike")
 
     @property
-    def own_is_finite(self) -> bool:
-        """Whether the values of this process were finite."""
-        return all(math.isfinite(value) for value in self.reading.own if value is not None)
+    def fault(self) -> float:
+        """How bad this process's own loss was; gradients are those of all by then."""
+        loss = self.reading.own[0]
+        return math.inf if loss is not None and not math.isfinite(loss) else loss or 0.0
 
     @property
     def quantity(self) -> str:

@@ -86,7 +86,7 @@ def event_of(
             "message": cause.message,
             "evidence": cause.evidence,
         }
-    return _of_the_process_at_fault(scene.trainer, event, at_fault=not trip.own_is_finite)
+    return _of_the_process_at_fault(scene.trainer, event, fault=trip.fault)
 
 
 def sizes(batch: Any) -> list[float]:
@@ -95,12 +95,12 @@ def sizes(batch: Any) -> list[float]:
 
 
 def _of_the_process_at_fault(
-    trainer: L.Trainer, event: dict[str, Any], *, at_fault: bool
+    trainer: L.Trainer, event: dict[str, Any], *, fault: float
 ) -> dict[str, Any]:
-    """The same event on every process: that of the first whose own values were bad."""
+    """The same event on every process: that of the one whose own values were worst."""
     if trainer.world_size == 1:
         return event
     told: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(told, (at_fault, event))
-    rank = next((rank for rank, (fault, _) in enumerate(told) if fault), 0)
+    torch.distributed.all_gather_object(told, (fault, event))
+    rank = max(range(trainer.world_size), key=lambda number: told[number][0])
     return {**told[rank][1], "process": rank}
