@@ -11,9 +11,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from stablelightning.callbacks.base import StableCallback
+from stablelightning.callbacks.batch_record import BatchRecord
 from stablelightning.callbacks.guard_batch import BatchGuard, Trip
 from stablelightning.callbacks.guard_events import Scene, event_of, sizes, tell
 from stablelightning.callbacks.guard_readings import Judge
+from stablelightning.callbacks.guard_settings import (
+    check_cut,
+    check_flag,
+    check_threshold,
+    check_whole,
+)
 from stablelightning.callbacks.guard_snapshots import Snapshots, scale_all_learning_rates
 from stablelightning.callbacks.guard_undo import is_by_steps
 from stablelightning.callbacks.steps import replace_method
@@ -113,10 +120,12 @@ class GuardTraining(StableCallback):
         cut: float = 0.5,
         host_memory: bool = False,
     ) -> None:
-        _check_settings(threshold, {"window": (window, 1), "max_trips": (max_trips, 1)}, cut)
-        _check_whole("max_rollbacks", max_rollbacks, 0)
-        if not isinstance(host_memory, bool):
-            raise RecipeError(f"host_memory must be true or false, got {host_memory!r}.")
+        check_threshold(threshold)
+        check_whole("window", window, least=1)
+        check_whole("max_trips", max_trips, least=1)
+        check_whole("max_rollbacks", max_rollbacks, least=0)
+        check_cut(cut)
+        check_flag("host_memory", host_memory)
         self.threshold = threshold
         self.window = window
         self.max_trips = max_trips
@@ -125,6 +134,7 @@ class GuardTraining(StableCallback):
         self.host_memory = host_memory
         self._restore: list[Callable[[], None]] = []
         self._batch: BatchGuard | None = None
+        self._record = BatchRecord()
         self._forget_run()
 
     def _forget_run(self) -> None:
@@ -162,6 +172,7 @@ class GuardTraining(StableCallback):
             )
         if trainer.global_step == 0:
             self._forget_run()
+        self._record.attach(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stand behind every step of the optimizer and of its schedules."""
@@ -232,7 +243,8 @@ class GuardTraining(StableCallback):
         guard.end()
         self._batches += 1
         if guard.trip is not None:
-            self._on_trip(Scene(trainer, pl_module, batch, batch_idx), guard.trip)
+            rows = self._record.rows(trainer, batch)
+            self._on_trip(Scene(trainer, pl_module, batch, batch_idx, rows), guard.trip)
         elif guard.stepped:
             self._on_good_step(trainer, guard.loss, batch)
 
@@ -253,6 +265,7 @@ class GuardTraining(StableCallback):
     def _leave(self) -> None:
         while self._restore:
             self._restore.pop()()
+        self._record.detach()
         self._batch = None
         self._snapshots.drop()
 
@@ -379,22 +392,3 @@ class GuardTraining(StableCallback):
         """
         calm = all(kept[0] <= self._batches - self.window for kept in self._trips)
         return calm and (self._snapshots.is_fresh or self._since_saved >= self.window)
-
-
-def _check_settings(threshold: float, whole: dict[str, tuple[int, int]], cut: float) -> None:
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not threshold > 0:
-        raise RecipeError(
-            f"threshold must be a number > 0 of robust standard deviations, got {threshold!r}; "
-            "inf skips only what is not finite."
-        )
-    for name, (value, least) in whole.items():
-        _check_whole(name, value, least)
-    if isinstance(cut, bool) or not isinstance(cut, int | float) or not 0 < cut <= 1:
-        raise RecipeError(
-            f"cut must be in (0, 1], got {cut!r}; 1 goes back without a lower learning rate."
-        )
-
-
-def _check_whole(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise RecipeError(f"{name} must be a whole number >= {least}, got {value!r}.")

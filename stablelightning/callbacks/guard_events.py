@@ -23,12 +23,14 @@ class Scene:
         pl_module: its module, as it was before the batch.
         batch: as ``training_step`` got it.
         batch_idx: its number in the epoch.
+        rows: indices of its rows in the dataset, ``None`` where they are not known.
     """
 
     trainer: L.Trainer
     pl_module: L.LightningModule
     batch: Any
     batch_idx: int
+    rows: list[int] | None = None
 
 
 def tell(
@@ -86,6 +88,9 @@ def event_of(
             "message": cause.message,
             "evidence": cause.evidence,
         }
+        if scene.rows is not None:  # those at fault, or all where it is not known which
+            places = cause.evidence.get("rows", range(len(scene.rows)))
+            event["indices"] = [scene.rows[place] for place in places]
     return _of_the_process_at_fault(scene.trainer, event, fault=trip.fault)
 
 

@@ -113,6 +113,18 @@ def test_the_event_names_the_cause_and_the_rows():
     assert (event["step"], event["batch"]) == (4, 4)
 
 
+def test_the_event_names_rows_of_the_dataset():
+    class Shuffled(Guarded):
+        def train_dataloader(self):
+            return DataLoader(torch.cat(self.data), batch_size=ROWS, shuffle=True)
+
+    data = batches(6)
+    data[2][5, 0] = NAN
+    guard = GuardTraining()
+    fit(Shuffled(data), guard)
+    assert [event["indices"] for event in guard.events.events] == [[2 * ROWS + 5]] * 2
+
+
 class Level(Guarded):
     """The data change for good, by a factor of 1e5."""
 
