@@ -11,14 +11,18 @@ from torch import Tensor
 
 from stablelightning.functional.spikes import SpikeDetector
 
+#: Factors above the usual that only errors have. A regression that meets an outlier may have a loss
+#: of a thousand times the usual one; its gradient is at most the root of that.
+_LOSS_ERROR, _GRADIENT_ERROR = 2000.0, 500.0
+
 
 @dataclass(frozen=True)
 class Reading:
     """What one step looked like.
 
     Args:
-        loss: the mean over processes, without the loss scale; NaN where it is not finite on any of
-            them, ``None`` where nothing ran backward through Lightning.
+        loss: the largest of all processes, without the loss scale; NaN where it is not finite on
+            any of them, ``None`` where nothing ran backward through Lightning.
         norm: L2 norm of the gradients, likewise; ``None`` where it was not asked for.
         own: the two as this process had them.
     """
@@ -79,15 +83,16 @@ def _on_host(values: list[Tensor]) -> list[float]:
 
 
 def _agreed(values: list[Tensor]) -> list[float]:
-    """Means over processes; a sum of numbers of all, and of how many are not finite."""
+    """The largest of all processes: in a mean, many good batches would hide a bad one."""
     device = values[0].device
     stacked = torch.stack([value.to(device, torch.float32) for value in values])
     finite = stacked.isfinite()
-    both = torch.cat([stacked.where(finite, torch.zeros_like(stacked)), (~finite).float()])
-    torch.distributed.all_reduce(both)
-    numbers, world = both.tolist(), torch.distributed.get_world_size()
-    sums, bad = numbers[: len(values)], numbers[len(values) :]
-    return [math.nan if b else total / world for total, b in zip(sums, bad, strict=True)]
+    lowest = torch.full_like(stacked, -torch.inf)
+    both = torch.cat([stacked.where(finite, lowest), (~finite).float()])
+    torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX)
+    numbers = both.tolist()
+    largest, bad = numbers[: len(values)], numbers[len(values) :]
+    return [math.nan if b else value for value, b in zip(largest, bad, strict=True)]
 
 
 def _places(
@@ -133,10 +138,14 @@ class Judge:
     def _is_spike(self, name: str, value: float) -> bool:
         detector = self._detectors.get(name)
         if detector is None:
-            detector = self._detectors[name] = SpikeDetector(threshold=self.threshold)
+            detector = self._detectors[name] = self._new_detector(name)
         spike = detector.is_spike(value)
         detector.add(value)
         return spike
+
+    def _new_detector(self, name: str) -> SpikeDetector:
+        error = _GRADIENT_ERROR if name.startswith("gradient") else _LOSS_ERROR
+        return SpikeDetector(threshold=self.threshold, error=error)
 
     def state_dict(self) -> dict[str, Any]:
         """What was usual, as plain types."""
@@ -146,5 +155,5 @@ class Judge:
         """Go on from there."""
         self._detectors = {}
         for name, kept in state.items():
-            self._detectors[name] = SpikeDetector(threshold=self.threshold)
+            self._detectors[name] = self._new_detector(name)
             self._detectors[name].load_state_dict(kept)
