@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from stablelightning.model.first_fault import FirstFault, first_backward_fault, first_fault
+from stablelightning.model.generators import preserved_generators
 from stablelightning.model.modules import parameters_of
 from stablelightning.model.operations import is_collective
 from stablelightning.model.preserve import preserved
@@ -274,7 +275,8 @@ def _raised_by_training(case: _Case) -> Cause | None:
 
 
 def _loss(case: _Case) -> float:
-    with torch.no_grad():
+    """With the same random draws at each call: two weights are compared, not two masks."""
+    with torch.no_grad(), preserved_generators(0):
         return float(case.step().run())
 
 

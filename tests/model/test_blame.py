@@ -170,6 +170,16 @@ def test_a_loss_that_is_large_for_no_reason_to_be_seen_is_a_spike():
     assert "none of which stands out" in cause.message
 
 
+def test_other_dropout_is_not_taken_for_other_weights():
+    class Chance(Module):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * 10.0 ** (8 * torch.rand(()))
+
+    model = Chance()
+    earlier = {name: value.detach() * 1.01 for name, value in model.state_dict().items()}
+    assert all(cause_of(model, rows(), earlier=earlier).kind == "spike" for _ in range(10))
+
+
 def test_overflow_in_half_precision():
     model = network(lambda x: x * 1e4)
     autocast = partial(torch.autocast, "cpu", dtype=torch.float16)
