@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stablelightning.callbacks.clip import ClipGradientNorm
+    from stablelightning.callbacks.guard import GuardTraining
     from stablelightning.callbacks.monitor import MonitorSignals
     from stablelightning.callbacks.recommended import recommended_callbacks
     from stablelightning.callbacks.uncertainty import EstimateUncertainty
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
     from stablelightning.model.sample import mc_dropout, sample_predictions
 
 _HOME = {
+    "ClipGradientNorm": "stablelightning.callbacks.clip",
     "EstimateUncertainty": "stablelightning.callbacks.uncertainty",
+    "GuardTraining": "stablelightning.callbacks.guard",
     "MonitorSignals": "stablelightning.callbacks.monitor",
     "Prediction": "stablelightning.model.prediction",
     "StableMixin": "stablelightning.mixin",
@@ -39,7 +43,9 @@ _HOME = {
 __version__ = "0.1.0"
 
 __all__ = [
+    "ClipGradientNorm",
     "EstimateUncertainty",
+    "GuardTraining",
     "MonitorSignals",
     "Prediction",
     "StableMixin",

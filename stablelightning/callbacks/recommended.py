@@ -2,6 +2,8 @@
 
 import lightning as L
 
+from stablelightning.callbacks.clip import ClipGradientNorm
+from stablelightning.callbacks.guard import GuardTraining
 from stablelightning.callbacks.initialize import InitializeWeights
 from stablelightning.callbacks.uncertainty import EstimateUncertainty
 
@@ -13,13 +15,19 @@ def recommended_callbacks() -> list[L.Callback]:
       vanish is decided before the first step: what is fresh from torch's constructors is drawn for
       the function that follows it. What was loaded or set by hand is left, and so is a run that
       goes on from a checkpoint.
+    - :class:`~stablelightning.GuardTraining`, because one bad batch must not cost a run: a step that
+      is not finite, or stands out of all before it, is undone. Without trouble training is the same
+      to the bit.
+    - :class:`~stablelightning.ClipGradientNorm`, because a long step undoes many short ones: the
+      joint norm is held to a threshold between 1 and 5 that is chosen from the first steps. Leave
+      it out where ``Trainer(gradient_clip_val=...)`` clips.
     - :class:`~stablelightning.EstimateUncertainty`, because a prediction without its uncertainty is
       half an answer: Monte Carlo scores from ``Trainer.test``, a
       :class:`~stablelightning.Prediction` per batch from ``Trainer.predict``. It costs nothing in
       ``fit``, and steps aside in words around a model that has nothing random in it
       (``required=False``), where ``predict`` gives what the module's own ``predict_step`` gives.
 
-    The list grows with this package. For other settings, write the callbacks out:
+    The list grows with this package. The order in which they act does not depend on it. For other settings, write the callbacks out:
     ``callbacks=[EstimateUncertainty(samples=100)]``.
 
     Returns:
@@ -27,6 +35,11 @@ def recommended_callbacks() -> list[L.Callback]:
 
     Example:
         >>> [type(callback).__name__ for callback in recommended_callbacks()]
-        ['InitializeWeights', 'EstimateUncertainty']
+        ['InitializeWeights', 'GuardTraining', 'ClipGradientNorm', 'EstimateUncertainty']
     """
-    return [InitializeWeights(), EstimateUncertainty(required=False)]
+    return [
+        InitializeWeights(),
+        GuardTraining(),
+        ClipGradientNorm(),
+        EstimateUncertainty(required=False),
+    ]

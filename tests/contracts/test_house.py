@@ -14,7 +14,9 @@ from stablelightning import errors
 
 PACKAGE = Path(sl.__file__).parent
 FACE = [
+    "ClipGradientNorm",
     "EstimateUncertainty",
+    "GuardTraining",
     "MonitorSignals",
     "Prediction",
     "StableMixin",
