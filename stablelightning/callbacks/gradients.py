@@ -11,6 +11,10 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+#: Elements of a gradient, in the mean, up to which a copy of all in one piece is faster than to
+#: call a kernel for each (on the CPU; measured).
+_SMALL = 4096
+
 
 class Gradients:
     """The gradients of one optimizer at one step, and what was computed of them.
@@ -88,10 +92,10 @@ def gradients_of(trainer: L.Trainer, optimizer: Optimizer) -> Gradients:
         tensor(5.)
     """
     tensors = [
-        parameter.grad
+        gradient
         for group in optimizer.param_groups
         for parameter in group["params"]
-        if parameter.grad is not None
+        if (gradient := parameter.grad) is not None
     ]
     scale = _loss_scale(trainer, optimizer)
     present = _PRESENT.get(optimizer)
@@ -108,13 +112,28 @@ def _loss_scale(trainer: L.Trainer, optimizer: Optimizer) -> Tensor | None:
 
 
 def _joint_norm(gradients: list[Tensor], norm_type: float) -> Tensor:
-    if len({(g.dtype, g.device, g.layout) for g in gradients}) == 1:
-        first = gradients[0]
-        if first.dtype in (torch.float32, torch.float64) and first.layout is torch.strided:
-            # What get_total_norm comes to, without its bookkeeping, which costs as much again.
-            norms = torch.stack(torch._foreach_norm(gradients, norm_type))
-            return cast(Tensor, torch.linalg.vector_norm(norms, norm_type))
+    if gradients and _are_alike(gradients):
+        # What get_total_norm comes to, without its bookkeeping, which costs as much again.
+        if gradients[0].is_cpu and sum(g.numel() for g in gradients) <= _SMALL * len(gradients):
+            flat = torch._C._nn.flatten_dense_tensors(gradients)
+            return cast(Tensor, torch.linalg.vector_norm(flat, norm_type))
+        norms = torch.stack(torch._foreach_norm(gradients, norm_type))
+        return cast(Tensor, torch.linalg.vector_norm(norms, norm_type))
     return get_total_norm([_values(gradient) for gradient in gradients], norm_type)
+
+
+def _are_alike(gradients: list[Tensor]) -> bool:
+    """Whether they are dense, in one place and of one type whose range holds the sum of squares."""
+    first = gradients[0]
+    kind, device, on_host = first.dtype, first.device, first.is_cpu
+    if kind not in (torch.float32, torch.float64):
+        return False
+    return all(
+        g.dtype is kind
+        and g.layout is torch.strided
+        and (g.is_cpu if on_host else g.device == device)
+        for g in gradients
+    )
 
 
 def _values(gradient: Tensor) -> Tensor:
