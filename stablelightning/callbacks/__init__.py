@@ -8,11 +8,13 @@ from stablelightning.callbacks.clip import (
     NormalizeGradients,
 )
 from stablelightning.callbacks.doctor import ConsultDoctor
-from stablelightning.callbacks.guard import GuardTraining
 from stablelightning.callbacks.export import ExportModel
+from stablelightning.callbacks.gap import MeasureGap
+from stablelightning.callbacks.guard import GuardTraining
 from stablelightning.callbacks.initialize import InitializeWeights
 from stablelightning.callbacks.learning_rate import FindLearningRate, HalveLearningRate
 from stablelightning.callbacks.monitor import MonitorSignals
+from stablelightning.callbacks.optimizer_modes import SwitchOptimizerModes
 from stablelightning.callbacks.recommended import recommended_callbacks
 from stablelightning.callbacks.regularize import (
     LimitWeightNorm,
@@ -30,11 +32,13 @@ __all__ = [
     "ClipGradientValue",
     "ConsultDoctor",
     "EstimateUncertainty",
+    "ExportModel",
     "FindLearningRate",
     "GuardTraining",
     "HalveLearningRate",
     "InitializeWeights",
     "LimitWeightNorm",
+    "MeasureGap",
     "MonitorSignals",
     "NormalizeGradients",
     "PruneByL1",
@@ -44,5 +48,6 @@ __all__ = [
     "RegularizeL2",
     "SelectActivation",
     "StopEarly",
+    "SwitchOptimizerModes",
     "recommended_callbacks",
 ]

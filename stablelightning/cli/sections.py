@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 DOCTOR: tuple[str, ...] = (
     "stablelightning.callbacks.clip_sections.doctor_section",
     "stablelightning.cli.schedule.planned_schedule",
+    "stablelightning.cli.latency.latency",
 )
 
 #: Functions of a Trainer and its module, called when training and testing are over.
@@ -37,6 +38,7 @@ RUN: tuple[str, ...] = (
     "stablelightning.callbacks.clip_sections.run_section",
     "stablelightning.report.guard.guard_section",
     "stablelightning.callbacks.sparse.sparsity_of_run",
+    "stablelightning.cli.latency.latency_after_training",
 )
 
 

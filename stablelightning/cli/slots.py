@@ -95,6 +95,17 @@ SLOTS = (
         "Stop when validation no longer improves, and go back to the best weights.",
     ),
     Slot(
+        "latency",
+        "stablelightning.callbacks.export.ExportModel",
+        "A folded, exported and checked model at the end of training, with its latency.",
+    ),
+    Slot(
+        "optimizer_modes",
+        "stablelightning.callbacks.optimizer_modes.SwitchOptimizerModes",
+        "Schedule-free optimizers are in the mode that the moment needs; around others, nothing.",
+        unasked={},
+    ),
+    Slot(
         "average",
         "lightning.pytorch.callbacks.EMAWeightAveraging",
         "A moving average of the weights, which validates and is kept; Lightning's own.",

@@ -1,6 +1,7 @@
 """The public callbacks, and how the contracts make one of each."""
 
 import inspect
+from tempfile import gettempdir
 from typing import Any
 
 import lightning as L
@@ -14,6 +15,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ClipGradientValue": {"max_value": 0.02},
     "ConsultDoctor": {"batches": 2, "required": False},
     "EstimateUncertainty": {"samples": 9, "seed": 5, "tolerance": 1e-6},
+    "ExportModel": {"folder": f"{gettempdir()}/stablelightning-export", "batch_sizes": [1]},
     "FindLearningRate": {"lowest": 1e-4, "steps": 40, "confirm_steps": 40, "required": False},
     "GuardTraining": {"threshold": 5.0, "window": 50, "max_trips": 3, "host_memory": True},
     "HalveLearningRate": {"start": 0.02, "steps": 6, "required": False},
@@ -32,12 +34,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "RegularizeL2": {"strength": 0.3},
     "PruneByL1": {"sparsity": 0.6, "strength": 0.1, "end": 1, "per_layer": True},
     "PruneGradually": {"sparsity": 0.8, "start": 0.1, "end": 0.75, "every_n_steps": 2},
+    "MeasureGap": {"rows": 12, "monitor": "val_loss", "required": False},
     "StopEarly": {"monitor": "val_loss", "patience": 5, "required": False},
     "MonitorSignals": {"every_n_steps": 3, "window": 8, "dead_share": 0.9},
 }
 
 #: Callbacks that must not change what is learned.
-OBSERVERS = {"ConsultDoctor", "EstimateUncertainty", "GuardTraining", "MonitorSignals"}
+OBSERVERS = {
+    "ConsultDoctor",
+    "EstimateUncertainty",
+    "ExportModel",
+    "GuardTraining",
+    "MeasureGap",
+    "MonitorSignals",
+}
 
 #: Callbacks that cannot do what they are for around a model with nothing random in it.
 SAMPLERS = {"EstimateUncertainty"}
@@ -49,7 +59,14 @@ SWAPPERS = {"SelectActivation"}
 AUTOMATIC = {"FindLearningRate", "HalveLearningRate", "SelectActivation"}
 
 #: Callbacks that say so where a model does not log what they follow.
-FOLLOWERS = {"StopEarly"}
+FOLLOWERS = {"MeasureGap", "StopEarly"}
+
+#: Callbacks that remember every validation. Lightning does not repeat the one before which a
+#: checkpoint was saved, at the end of an epoch.
+REMEMBER_VALIDATIONS = {"MeasureGap"}
+
+#: Callbacks that say so where torch.export cannot follow a model.
+EXPORTERS = {"ExportModel"}
 
 
 def public_callbacks() -> list[type[L.Callback]]:
