@@ -91,6 +91,7 @@ class StopEarly(StableCallback):
         self._best: dict[str, Tensor] | None = None  # None: those of the module, or of none yet
         self._validated: dict[str, Tensor] | None = None
         self._told = False
+        self._seen = False  # whether there was a validation since this fit began
 
     @property
     def state_key(self) -> str:
@@ -115,6 +116,7 @@ class StopEarly(StableCallback):
                 f"{type(trainer.strategy).__name__}; use strategy='ddp', or Lightning's "
                 "EarlyStopping with a ModelCheckpoint."
             )
+        self._seen = False
         if trainer.global_step == 0:
             self._begin()
 
@@ -122,6 +124,7 @@ class StopEarly(StableCallback):
         """Check after a validation, where these do not come once per epoch."""
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
+        self._seen = True
         averaged = _averaged(trainer)
         if averaged is not None:  # the average may move before the epoch ends
             self._validated = _copies(averaged)
@@ -137,6 +140,8 @@ class StopEarly(StableCallback):
         if trainer.fast_dev_run or trainer.barebones:  # type: ignore[attr-defined]
             return
         if self.monitor not in trainer.callback_metrics:
+            if trainer.enable_validation and not self._seen:
+                return  # Lightning goes on from the end of an epoch without validating it again
             self._say_that_it_is_not_logged(trainer)
             return
         before = self._stopping.best_score

@@ -90,6 +90,11 @@ SLOTS = (
         "Small weights become zero while training goes on, to an exact share.",
     ),
     Slot(
+        "gap",
+        "stablelightning.callbacks.gap.MeasureGap",
+        "Training against validation loss, both without dropout, and what their gap advises.",
+    ),
+    Slot(
         "stop",
         "stablelightning.callbacks.stop_early.StopEarly",
         "Stop when validation no longer improves, and go back to the best weights.",

@@ -157,6 +157,14 @@ def test_a_resumed_run_ends_with_the_same_weights(epoch, tmp_path):
     assert same(weights(model), weights(unbroken))
 
 
+def test_a_checkpoint_before_a_validation_is_gone_on_from(tmp_path):
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=6, save_top_k=-1)
+    fit(StopEarly(patience=2), every, enable_checkpointing=True)
+    stop, model = resumed(tmp_path / "step=6.ckpt", patience=2)
+    assert stop.best_epoch == 2
+    assert len(model.by_epoch) == 4  # epochs 1 to 4
+
+
 def test_a_checkpoint_at_the_best_holds_the_weights_once(tmp_path):
     every = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     stop = StopEarly(patience=2)
