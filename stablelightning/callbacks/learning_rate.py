@@ -97,10 +97,8 @@ class FindLearningRate(ChoosesLearningRate):
         required: bool = True,
     ) -> None:
         super().__init__(apply=apply, required=required)
-        if not isinstance(steps, int) or steps < 2 * UNTRAINED_STEPS:
-            raise RecipeError(
-                f"steps must be a whole number >= {2 * UNTRAINED_STEPS}, got {steps!r}."
-            )
+        if not isinstance(steps, int) or steps < _FEWEST_STEPS:
+            raise RecipeError(f"steps must be a whole number >= {_FEWEST_STEPS}, got {steps!r}.")
         if confirm_steps != 0:
             check_whole(confirm_steps=confirm_steps)
         log_spaced_rates(lowest, highest, steps=steps)  # says what is wrong with them

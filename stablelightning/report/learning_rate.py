@@ -119,34 +119,34 @@ def _draw_runs(axes: "Axes", history: Mapping[str, Any]) -> None:
             linestyle="-" if run["stable"] else ":",
             zorder=3 if chosen else 2,
         )
-        known = curve[np.isfinite(curve)]
+        last = curve[np.isfinite(curve)]
         words = f"{run['rate']:.2g}" + ("" if run["stable"] else ", diverged")
-        ends.append((float(known[-1]) if len(known) else math.nan, words, colour, chosen))
-    start = max(float(curve[0]) for curve in curves if len(curve) and np.isfinite(curve[0]))
-    lowest = min(float(np.nanmin(curve)) for curve in curves if np.isfinite(curve).any())
-    fall = max(start - lowest, 1e-12)
-    axes.set_ylim(lowest - 0.08 * fall, start + _HEADROOM * fall)
+        ends.append((float(last[-1]) if len(last) else math.nan, words, colour, chosen))
+    known = [curve[np.isfinite(curve)] for curve in curves if np.isfinite(curve).any()]
+    if known:
+        start = max(float(curve[0]) for curve in known)
+        lowest = min(float(curve.min()) for curve in known)
+        fall = max(start - lowest, 1e-12)
+        axes.set_ylim(lowest - 0.08 * fall, start + _HEADROOM * fall)
     _name_the_ends(axes, ends)
 
 
 def _name_the_ends(axes: "Axes", ends: Sequence[tuple[float, str, str, bool]]) -> None:
     """Write the rates beside the curves, moved apart where they would cover each other."""
     low, high = axes.get_ylim()
-    heights = [
-        (min(max((loss - low) / (high - low), 0.0), 1.0) if math.isfinite(loss) else 1.0, *rest)
-        for loss, *rest in ends
-    ]
-    names = sorted(heights)
-    places = [height for height, *_ in names]
+    ordered = sorted((math.inf if math.isnan(end[0]) else end[0], *end[1:]) for end in ends)
+    places = [min(max((loss - low) / (high - low), 0.0), 1.0) for loss, *_ in ordered]
     for n in range(1, len(places)):
         places[n] = max(places[n], places[n - 1] + _APART)
     limit = 1.0  # what does not fit under the top is moved down again, from above
     for n in reversed(range(len(places))):
         places[n] = min(places[n], limit)
         limit = places[n] - _APART
-    for height, (_, words, colour, chosen) in zip(places, names, strict=True):
+    for height, (_, words, colour, chosen) in zip(places, ordered, strict=True):
         axes.text(
-            *(1.02, height, words),
+            1.02,
+            height,
+            words,
             transform=axes.transAxes,
             va="center",
             fontsize=_TEXT_SIZE,
