@@ -49,7 +49,7 @@ class GuardTraining(StableCallback):
        ``global_step`` are as if the batch had not been. While batches accumulate, only the bad one
        is dropped, as if ``training_step`` had returned ``None`` for it. An overflow that the loss
        scaler of fp16 finds is no trouble: the scaler sees to it.
-    2. So is a step whose loss or gradient norm is a spike: it stands out of all before it.
+    2. So is a step whose loss, gradient norm or inputs are a spike: they stand out of all before.
     3. After ``max_trips`` of these within ``window`` batches, training goes back to a good state
        (weights, buffers, optimizers, schedules, scaler), with the learning rate cut.
     4. After ``max_rollbacks`` of those, the last good state is brought back and training ends with
@@ -207,7 +207,7 @@ class GuardTraining(StableCallback):
             return
         if self._snapshots.is_empty:
             self._take_snapshot(trainer)
-        self._batch.start(batch_idx)
+        self._batch.start(batch, batch_idx)
 
     def on_before_backward(
         self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor
@@ -238,7 +238,7 @@ class GuardTraining(StableCallback):
     ) -> None:
         """Count the step as good, or as bad with all that follows from it."""
         guard = self._batch
-        if guard is None:
+        if guard is None or batch is None:  # of which Lightning says only that it ended
             return
         guard.end()
         self._batches += 1
@@ -278,7 +278,7 @@ class GuardTraining(StableCallback):
         if loss is not None:
             self.events.keep_loss(trainer.global_step, loss)
         if not self._usual or self._snapshots.is_due:
-            self._usual = sizes(batch)
+            self._usual = trainer.strategy.broadcast(sizes(batch))
         if self._snapshots.is_due:
             self._take_snapshot(trainer)
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -14,7 +15,7 @@ from stablelightning.callbacks.guard_gradients import (
     drop_gradients,
     parameters_of_all,
 )
-from stablelightning.callbacks.guard_readings import Judge, Reading, read
+from stablelightning.callbacks.guard_readings import Judge, Reading, read, size_of
 from stablelightning.callbacks.guard_undo import (
     BatchUndo,
     StepUndo,
@@ -38,7 +39,8 @@ class Trip:
     """Why a batch was undone.
 
     Args:
-        verdict: ``non-finite-loss``, ``non-finite-gradient``, ``loss-spike``, ``gradient-spike``.
+        verdict: ``non-finite-loss``, ``non-finite-gradient``, ``loss-spike``, ``gradient-spike``
+            or ``input-spike``.
         reading: what was read.
         whole_step: whether the optimizer's step was skipped, and not one accumulated batch dropped.
     """
@@ -54,14 +56,20 @@ class Trip:
 
     @property
     def fault(self) -> float:
-        """How bad this process's own loss was; gradients are those of all by then."""
-        loss = self.reading.own[0]
-        return math.inf if loss is not None and not math.isfinite(loss) else loss or 0.0
+        """How bad this process's own values were; gradients are those of all by then."""
+        own = self.reading.own_size if self.quantity == "input" else self.reading.own[0]
+        return math.inf if own is not None and not math.isfinite(own) else own or 0.0
 
     @property
     def quantity(self) -> str:
-        """``"loss"`` or ``"gradient"``."""
-        return "loss" if "loss" in self.verdict else "gradient"
+        """``"loss"``, ``"gradient"`` or ``"input"``."""
+        return next(name for name in ("loss", "gradient", "input") if name in self.verdict)
+
+    @property
+    def value(self) -> float | None:
+        """Of that quantity, on this process."""
+        loss, norm = self.reading.own
+        return {"loss": loss, "gradient": norm, "input": self.reading.own_size}[self.quantity]
 
 
 class BatchGuard:
@@ -89,6 +97,7 @@ class BatchGuard:
         self._step = StepUndo(trainer)
         self._gradients = KeptGradients()
         self._losses: list[Tensor] = []
+        self._size: Tensor | None = None  # of the inputs, until it was read
         self._accumulates = False
         self._evaluated: set[int] = set()
         self._dropped = 0  # batches of the present window
@@ -109,11 +118,12 @@ class BatchGuard:
         self._window.relist()
         self._batch.relist()
 
-    def start(self, batch_idx: int) -> None:
+    def start(self, batch: Any, batch_idx: int) -> None:
         """A batch begins: remember what it may change."""
         number = self._trainer.accumulate_grad_batches if self._automatic else 1
         self._accumulates = number > 1
         self._losses.clear()
+        self._size = size_of(batch)
         self._evaluated.clear()
         self._step.begin()
         self.trip, self.stepped, self.has_skipped = None, False, False
@@ -149,8 +159,7 @@ class BatchGuard:
         norm = None
         if loss_scaler(self._trainer) is None:  # else an overflow is the scaler's own business
             norm = gradients_of(self._trainer, self._trainer.optimizers[0]).norm()
-        reading = read(self._trainer, self._losses, norm)
-        self._losses.clear()
+        reading = self._read(norm)
         judged = self._without_overflow(reading)
         if judged.norm is not None and math.isfinite(judged.norm):
             judged = replace(judged, norm=None)  # of several batches; judged at the step
@@ -176,8 +185,7 @@ class BatchGuard:
             return  # training_step gave no loss
         if evaluates_repeatedly(optimizer):
             self._step.keep_before(optimizer)
-        reading = read(self._trainer, self._losses, gradients.norm())
-        self._losses.clear()
+        reading = self._read(gradients.norm())
         verdict = self._verdict_of_step(self._without_overflow(reading), optimizer)
         if verdict is not None:
             self._note(verdict, reading, whole_step=True)
@@ -198,7 +206,7 @@ class BatchGuard:
         """The batch ends: undo what is still to be undone."""
         self.after_step()
         if self._losses and self.trip is None:  # gradients for a step in a later batch
-            reading = read(self._trainer, self._losses, None)
+            reading = self._read(None)
             verdict = self._verdict(reading, 0)
             if verdict is not None:
                 self._note(verdict, reading, whole_step=True)
@@ -206,6 +214,12 @@ class BatchGuard:
                 drop_gradients(self._trainer.optimizers)
         self._losses.clear()
         self._in_a_row = self._in_a_row + 1 if self.trip else 0
+
+    def _read(self, norm: Tensor | None) -> Reading:
+        reading = read(self._trainer, self._losses, norm, self._size)
+        self._losses.clear()
+        self._size = None
+        return reading
 
     @property
     def _draws_again(self) -> bool:

@@ -66,11 +66,10 @@ def event_of(
         earlier: good weights from before; ``None`` finds no cause.
         usual: sizes of a usual batch.
     """
-    value = trip.reading.own[0 if trip.quantity == "loss" else 1]
     event: dict[str, Any] = {
         "decision": SKIPPED if trip.whole_step else DROPPED,
         "quantity": trip.quantity,
-        "value": value,
+        "value": trip.value,
     }
     if earlier is not None:
         cause = cause_of(

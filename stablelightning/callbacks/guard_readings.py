@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from stablelightning.functional.spikes import SpikeDetector
 
@@ -25,37 +26,70 @@ class Reading:
             any of them, ``None`` where nothing ran backward through Lightning.
         norm: L2 norm of the gradients, likewise; ``None`` where it was not asked for.
         own: the two as this process had them.
+        size: largest absolute value of the inputs, likewise; ``None`` where it was not asked for.
+        own_size: the same, as this process had it.
     """
 
     loss: float | None
     norm: float | None
     own: tuple[float | None, float | None]
+    size: float | None = None
+    own_size: float | None = None
 
     @property
     def is_finite(self) -> bool:
-        """Whether both are, on every process."""
+        """Whether loss and norm are, on every process; inputs may hold NaN on purpose."""
         return all(math.isfinite(value) for value in (self.loss, self.norm) if value is not None)
 
 
-def read(trainer: L.Trainer, losses: Sequence[Tensor], norm: Tensor | None) -> Reading:
-    """Bring the loss and the norm to the host; every process must ask, and gets the same.
+def read(
+    trainer: L.Trainer, losses: Sequence[Tensor], norm: Tensor | None, size: Tensor | None = None
+) -> Reading:
+    """Bring loss, norm and size of the inputs to the host; every process must ask.
+
+    All get the same reading.
 
     Args:
         trainer: of the run.
         losses: what ran backward since the last reading, as ``on_before_backward`` gives it, that
             is with the loss scale, and divided by the number of accumulated batches.
         norm: of the gradients, if it is wanted.
+        size: of the inputs, if it is wanted; left out where there is neither of the others.
 
     Returns:
         The reading. Waits for the device once.
     """
     total = _total(trainer, losses)
-    values = [value for value in (total, norm) if value is not None]
-    if not values:
+    if total is None and norm is None:
         return Reading(None, None, (None, None))
-    own = _on_host(values)
-    all_of_them = _agreed(values) if trainer.world_size > 1 else own
-    return Reading(*_places(total, norm, all_of_them), own=_places(total, norm, own))
+    if size is None and trainer.world_size > 1:  # it may not be so for the others
+        size = torch.zeros_like(norm if total is None else total)  # type: ignore[arg-type]
+    wanted = (total, norm, size)
+    values = [value for value in wanted if value is not None]
+    on_host = _on_host(values)
+    own = _places(wanted, on_host)
+    agreed = _places(wanted, _agreed(values)) if trainer.world_size > 1 else own
+    return Reading(agreed[0], agreed[1], (own[0], own[1]), agreed[2] or None, own[2])
+
+
+def size_of(batch: Any) -> Tensor | None:
+    """The largest absolute value of a batch's floating tensors; ``None`` where there is none.
+
+    Example:
+        >>> size_of((torch.tensor([[1.0], [-3.0]]), torch.tensor([0, 7])))
+        tensor(3.)
+    """
+    found = [
+        torch.linalg.vector_norm(leaf, torch.inf)
+        for leaf in tree_leaves(batch)
+        if isinstance(leaf, Tensor)
+        and leaf.is_floating_point()
+        and leaf.numel()
+        and leaf.layout is torch.strided
+    ]
+    if len(found) < 2:
+        return found[0].detach() if found else None
+    return torch.stack([size.detach().to(found[0]) for size in found]).max()
 
 
 def _total(trainer: L.Trainer, losses: Sequence[Tensor]) -> Tensor | None:
@@ -95,14 +129,9 @@ def _agreed(values: list[Tensor]) -> list[float]:
     return [math.nan if b else value for value, b in zip(largest, bad, strict=True)]
 
 
-def _places(
-    total: Tensor | None, norm: Tensor | None, values: list[float]
-) -> tuple[float | None, float | None]:
+def _places(wanted: Sequence[Tensor | None], values: Sequence[float]) -> list[float | None]:
     given = iter(values)
-    return (
-        None if total is None else next(given),
-        None if norm is None else next(given),
-    )
+    return [None if value is None else next(given) for value in wanted]
 
 
 @dataclass
@@ -133,6 +162,8 @@ class Judge:
             for name, value in named.items()
             if value is not None and self._is_spike(f"{name}/{optimizer}", value)
         ]
+        if reading.size is not None and self._is_spike("input", reading.size):
+            spikes.append("input-spike")
         return spikes[0] if spikes else None
 
     def _is_spike(self, name: str, value: float) -> bool:
