@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from stablelightning.callbacks.optimizer_modes import SwitchOptimizerModes, has_modes
 from stablelightning.callbacks.training_length import training_epochs, training_steps
 from stablelightning.errors import ModelError, RecipeError, StableLightningWarning
 from stablelightning.hyperparameters import Settings
@@ -112,8 +113,17 @@ def _check_complete(module: nn.Module, groups: Any) -> None:
         )
 
 
-def _judge(optimizer: Optimizer, module: nn.Module) -> None:
+def _judge(optimizer: Optimizer, module: L.LightningModule) -> None:
     """Refuse what nothing good can come of, and warn of what is seldom meant."""
+    trainer = module._trainer
+    if has_modes(optimizer) and trainer is not None:
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, SwitchOptimizerModes) for callback in callbacks):
+            raise RecipeError(
+                f"{type(optimizer).__name__} trains other weights than it means, and needs "
+                "SwitchOptimizerModes among the callbacks; add it (--stable.optimizer_modes="
+                "SwitchOptimizerModes on the line)."
+            )
     for found in harmful_settings(optimizer, module):
         words = f"{type(optimizer).__name__}: {found.message} Remedy: {found.remedy}"
         if found.severity == "error":
