@@ -15,6 +15,9 @@ from torch.optim import Optimizer
 #: call a kernel for each (on the CPU; measured).
 _SMALL = 4096
 
+#: Types whose range holds the sum of squares.
+_WIDE = (torch.float32, torch.float64)
+
 
 class Gradients:
     """The gradients of one optimizer at one step, and what was computed of them.
@@ -112,28 +115,28 @@ def _loss_scale(trainer: L.Trainer, optimizer: Optimizer) -> Tensor | None:
 
 
 def _joint_norm(gradients: list[Tensor], norm_type: float) -> Tensor:
-    if gradients and _are_alike(gradients):
-        # What get_total_norm comes to, without its bookkeeping, which costs as much again.
-        if gradients[0].is_cpu and sum(g.numel() for g in gradients) <= _SMALL * len(gradients):
-            flat = torch._C._nn.flatten_dense_tensors(gradients)
+    if gradients and gradients[0].is_cpu:
+        flat = _flat_if_small(gradients)
+        if flat is not None:
             return cast(Tensor, torch.linalg.vector_norm(flat, norm_type))
-        norms = torch.stack(torch._foreach_norm(gradients, norm_type))
-        return cast(Tensor, torch.linalg.vector_norm(norms, norm_type))
+    if len({(g.dtype, g.device, g.layout) for g in gradients}) == 1:
+        first = gradients[0]
+        if first.dtype in _WIDE and first.layout is torch.strided:
+            # What get_total_norm comes to, without its bookkeeping, which costs as much again.
+            norms = torch.stack(torch._foreach_norm(gradients, norm_type))
+            return cast(Tensor, torch.linalg.vector_norm(norms, norm_type))
     return get_total_norm([_values(gradient) for gradient in gradients], norm_type)
 
 
-def _are_alike(gradients: list[Tensor]) -> bool:
-    """Whether they are dense, in one place and of one type whose range holds the sum of squares."""
-    first = gradients[0]
-    kind, device, on_host = first.dtype, first.device, first.is_cpu
-    if kind not in (torch.float32, torch.float64):
-        return False
-    return all(
-        g.dtype is kind
-        and g.layout is torch.strided
-        and (g.is_cpu if on_host else g.device == device)
-        for g in gradients
-    )
+def _flat_if_small(gradients: list[Tensor]) -> Tensor | None:
+    """All in one piece, where that is faster than a kernel for each."""
+    if sum(gradient.numel() for gradient in gradients) > _SMALL * len(gradients):
+        return None
+    try:
+        flat = torch._C._nn.flatten_dense_tensors(gradients)
+    except RuntimeError:  # sparse ones, or several devices
+        return None
+    return flat if flat.dtype in _WIDE else None
 
 
 def _values(gradient: Tensor) -> Tensor:

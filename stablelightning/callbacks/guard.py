@@ -277,7 +277,7 @@ class GuardTraining(StableCallback):
         self._snapshots.count_good_step()
         if loss is not None:
             self.events.keep_loss(trainer.global_step, loss)
-        if not self._usual or self._snapshots.is_due:
+        if self._good_steps == 1 or self._snapshots.is_due:
             self._usual = trainer.strategy.broadcast(sizes(batch))
         if self._snapshots.is_due:
             self._take_snapshot(trainer)

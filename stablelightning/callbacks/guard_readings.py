@@ -110,7 +110,7 @@ def _total(trainer: L.Trainer, losses: Sequence[Tensor]) -> Tensor | None:
 
 def _on_host(values: list[Tensor]) -> list[float]:
     if all(value.device.type == "cpu" for value in values):
-        return [float(value) for value in values]
+        return [value.item() for value in values]
     first = values[0].device
     stacked = torch.stack([value.to(first, torch.float32) for value in values])
     return [float(value) for value in stacked.tolist()]

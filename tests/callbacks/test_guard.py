@@ -7,6 +7,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
+from torch.utils.data import DataLoader
 
 from stablelightning.callbacks.guard import GuardTraining
 from stablelightning.errors import ModelError, RecipeError, StableLightningWarning
@@ -418,3 +419,16 @@ def test_sharded_models_are_refused():
 
     with pytest.raises(RecipeError, match="strategy='ddp'"):
         GuardTraining().setup(Trainer(), L.LightningModule(), "fit")
+
+
+def test_a_loader_that_gives_nothing_now_and_then():
+    class Gaps(Guarded):
+        def train_dataloader(self):
+            return DataLoader(self.data, batch_size=None, collate_fn=lambda batch: batch)
+
+    bad = torch.full((8, 4), NAN)
+    guard = GuardTraining()
+    with undone:
+        trainer = fit(Gaps([*batches(2), bad, None, None, *batches(2)]), guard, max_epochs=1)
+    assert guard.skipped == 1
+    assert trainer.global_step == 4
