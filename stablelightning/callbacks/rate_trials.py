@@ -95,7 +95,8 @@ class Trials:
         for number in range(halvings + 1):
             run = self._run(rate / 2**number)
             if run.stable:
-                how = f"after {number} halving{'s' if number > 1 else ''}" if number else "at once"
+                halved = f"after {number} halving{'s' if number > 1 else ''}"
+                how = halved if number else "without halving"
                 self.words = f"at which the loss held for {self._steps} steps {how}"
                 return run.rate
         self.words = f"it diverged at every rate from {rate:.2g} down to {run.rate:.2g}"
