@@ -8,7 +8,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -134,6 +134,34 @@ def test_processes_of_accumulation_and_half_precision_are_tried_as_they_are():
     find = FindLearningRate(steps=40, confirm_steps=20)
     found(find, accumulate_grad_batches=2, precision="bf16-mixed")
     assert 0.01 < find.suggested < 1
+
+
+def test_a_backbone_that_a_callback_freezes_is_not_moved_in_the_trial():
+    moved = []
+
+    class Backbone(Teacher):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.Linear(FEATURES, FEATURES)
+            self.start = self.backbone.weight.detach().clone()
+
+        def training_step(self, batch, batch_idx):
+            moved.append(not torch.equal(self.backbone.weight, self.start))
+            return super().training_step((self.backbone(batch[0]), batch[1]), batch_idx)
+
+        def configure_optimizers(self):
+            trained = [p for p in self.parameters() if p.requires_grad]
+            return torch.optim.SGD(trained, lr=self.lr)
+
+    freeze = BackboneFinetuning(unfreeze_backbone_at_epoch=1, verbose=False)
+    find = finder()
+    trainer = quiet_trainer(find, freeze, max_epochs=2)
+    trainer.fit(Backbone())
+    assert moved
+    assert not any(moved[:-8])
+    head, backbone = trainer.optimizers[0].param_groups
+    assert head["lr"] == pytest.approx(find.suggested)
+    assert 0 < backbone["lr"] < head["lr"]
 
 
 # ---- when ---------------------------------------------------------------------------------------

@@ -15,7 +15,12 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from stablelightning.callbacks import MonitorSignals
+from stablelightning.callbacks import (
+    ClipGradientNorm,
+    GuardTraining,
+    MonitorSignals,
+    RegularizeL1,
+)
 from stablelightning.callbacks.rehearsal import Rehearsal
 from stablelightning.errors import DataError, ModelError
 from tests.callbacks.modules import CLASSES, FEATURES, data, quiet_trainer
@@ -231,6 +236,10 @@ def test_other_callbacks_see_nothing(tmp_path):
         lambda: MonitorSignals(every_n_steps=2),
         num_sanity_val_steps=0,
     )
+
+
+def test_those_that_act_on_a_step_see_nothing():
+    compare(GuardTraining, ClipGradientNorm, lambda: RegularizeL1(strength=0.1))
 
 
 def test_nothing_is_logged(tmp_path):
