@@ -272,8 +272,8 @@ class PruneWeights(StableCallback):
         if empty:
             _say(
                 f"{type(self).__name__} left no weight in {', '.join(empty[:_NAMED])}"
-                f"{' and others' if len(empty) > _NAMED else ''}: nothing passes there. Set "
-                "per_layer=True, exclude what is small, or ask for less."
+                f"{' and others' if len(empty) > _NAMED else ''}: nothing passes there. Begin "
+                "later if its weights started at zero, exclude it, or ask for less."
             )
         rank_zero_info(
             f"{type(self).__name__}: {self._share:.2%} of the weights are zero from step "

@@ -44,8 +44,8 @@ class PruneGradually(PruneWeights):
         end: where the whole sparsity is reached, in the same way; not before ``start``.
         every_n_steps: optimizer steps between changes of the masks, >= 1; ``None`` makes a hundred
             of them.
-        per_layer: prune every weight tensor to ``sparsity``, instead of all of them together: no
-            layer can lose too much, and none may keep more.
+        per_layer: prune every weight tensor to ``sparsity``; ``False`` compares all tensors
+            together, each weight by its share in its own, so that layers keep as much as they need.
         exclude: dotted names of modules in which nothing is pruned; ``None`` for none.
 
     Attributes:
@@ -62,7 +62,8 @@ class PruneGradually(PruneWeights):
         ModelError: the model has nothing to prune.
 
     Source:
-        Zhu, Gupta 2017, arXiv:1710.01878; Han, Pool, Tran, Dally 2015, arXiv:1506.02626.
+        Zhu, Gupta 2017, arXiv:1710.01878; Han, Pool, Tran, Dally 2015, arXiv:1506.02626; Lee, Park,
+        Mo, Ahn, Shin 2021, arXiv:2010.07611 (comparing layers).
 
     Example:
         >>> from lightning.pytorch.demos.boring_classes import BoringModel

@@ -97,6 +97,48 @@ def magnitude_masks(
     ]
 
 
+def adaptive_magnitude_masks(
+    weights: Sequence[Tensor], sparsity: float, *, masks: Sequence[Tensor] | None = None
+) -> list[Tensor]:
+    """Keep the weights that are largest in magnitude for their layer, among all tensors together.
+
+    Compared are not magnitudes, which differ between layers by their fan-in alone, but each
+    weight's share of what would be left of its tensor: its square over the sum of the squares that
+    are no smaller. Layers get shares of their own, and none loses its largest weight while another
+    has a smaller one to lose. Otherwise as :func:`magnitude_masks`.
+
+    Args:
+        weights: tensors of any shapes and float dtypes.
+        sparsity: the share of all weights that is pruned, in [0, 1).
+        masks: what was kept so far, in the weights' shapes; ``None`` is all.
+
+    Returns:
+        One boolean mask for each tensor, ``True`` where it is kept.
+
+    Raises:
+        DataError: a weight is NaN.
+
+    Source:
+        Lee, Park, Mo, Ahn, Shin 2021, arXiv:2010.07611 (LAMP).
+
+    Example:
+        >>> small, large = torch.tensor([0.1, -0.2]), torch.tensor([3.0, -4.0])
+        >>> adaptive_magnitude_masks([small, large], 0.5)
+        [tensor([False,  True]), tensor([False,  True])]
+    """
+    scores = [_shares(weight) for weight in weights]
+    return magnitude_masks(scores, sparsity, masks=masks)
+
+
+def _shares(weight: Tensor) -> Tensor:
+    """Of each weight its square over the sum of the squares that are no smaller, in [0, 1]."""
+    values = _magnitudes(weight, None).double()
+    values = values / values.max().clamp(min=torch.finfo(values.dtype).tiny)  # squares stay finite
+    ordered, order = values.square().sort(descending=True, stable=True)
+    shares = torch.where(ordered > 0, ordered / ordered.cumsum(0), 0)
+    return torch.empty_like(shares).scatter_(0, order, shares).view(weight.shape)
+
+
 def layer_magnitude_masks(
     weights: Sequence[Tensor], sparsity: float, *, masks: Sequence[Tensor] | None = None
 ) -> list[Tensor]:

@@ -14,9 +14,9 @@ from torch.nn.utils import parametrize, prune
 
 from stablelightning.errors import ModelError, RecipeError
 from stablelightning.functional.sparsity import (
+    adaptive_magnitude_masks,
     check_sparsity,
     layer_magnitude_masks,
-    magnitude_masks,
     zero_count,
 )
 
@@ -152,7 +152,8 @@ def prune_model(
     Args:
         model: changed in place; its parameters stay the same objects.
         sparsity: share of its prunable weights, in (0, 1); the count is exact.
-        per_layer: prune every weight tensor to that share, instead of all of them together.
+        per_layer: prune every weight tensor to that share; ``False`` compares all tensors, each
+            weight by its share in its own (LAMP).
         exclude: dotted names of modules in which nothing is pruned.
 
     Returns:
@@ -163,7 +164,8 @@ def prune_model(
         ModelError: there is nothing to prune.
 
     Source:
-        Han, Pool, Tran, Dally 2015, arXiv:1506.02626.
+        Han, Pool, Tran, Dally 2015, arXiv:1506.02626; Lee, Park, Mo, Ahn, Shin 2021,
+        arXiv:2010.07611 (comparing layers).
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 4))
@@ -199,7 +201,7 @@ def masks_of(
         >>> int(mask.sum())
         2
     """
-    choose = layer_magnitude_masks if per_layer else magnitude_masks
+    choose = layer_magnitude_masks if per_layer else adaptive_magnitude_masks
     with torch.no_grad():
         return choose([weight.parameter for weight in weights], sparsity, masks=masks)
 

@@ -11,6 +11,7 @@ from torch.nn.utils import prune
 
 from stablelightning.errors import DataError, RecipeError
 from stablelightning.functional.sparsity import (
+    adaptive_magnitude_masks,
     check_sparsity,
     cubic_sparsity,
     layer_magnitude_masks,
@@ -42,6 +43,37 @@ def test_the_count_is_exact_whatever_the_ties(values, share):
     assert pruned(magnitude_masks(weights, share)) == pruned_count(total, share)
     for weight, mask in zip(weights, layer_magnitude_masks(weights, share), strict=True):
         assert pruned([mask]) == pruned_count(weight.numel(), share)
+
+
+@given(layers, shares)
+def test_the_adaptive_count_is_exact_and_keeps_the_order_within_a_layer(values, share):
+    weights = tensors(values)
+    masks = adaptive_magnitude_masks(weights, share)
+    assert pruned(masks) == pruned_count(sum(w.numel() for w in weights), share)
+    for weight, mask in zip(weights, masks, strict=True):
+        if mask.any() and not mask.all():
+            assert weight.abs()[mask].min() >= weight.abs()[~mask].max()
+
+
+@given(layers, st.floats(0, 0.999), st.floats(1e-20, 1e20))
+def test_adaptive_masks_ask_for_no_scale_and_empty_no_layer(values, share, scale):
+    # Different within a layer: of equal weights the first go.
+    weights = [torch.arange(1.0, len(v) + 1) for v in values]
+    masks = adaptive_magnitude_masks(weights, share)
+    kept = sum(int(mask.sum()) for mask in masks)
+    if kept >= len(weights):
+        assert all(mask.any() for mask in masks)
+    powers = [w * 2.0 ** round(torch.tensor(scale).log2().item()) for w in weights[:1]]
+    again = adaptive_magnitude_masks([*powers, *weights[1:]], share)
+    assert all(map(torch.equal, masks, again))
+
+
+def test_a_weight_counts_by_its_share_of_what_would_be_left():
+    """Shares are 1/11.25, 4/10.25 and 1 in the first tensor, 1/10 and 1 in the second."""
+    masks = adaptive_magnitude_masks(
+        [torch.tensor([1.0, 2.0, 2.5]), torch.tensor([1e-3, 3e-3])], 0.4
+    )
+    assert [mask.tolist() for mask in masks] == [[False, True, True], [False, True]]
 
 
 @given(layers, shares)

@@ -54,7 +54,6 @@ WAYS: dict[str, Callable[[], L.Callback] | None] = {
     "PruneGradually, per layer": partial(PruneGradually, SPARSITY, per_layer=True),
     "PruneByL1": partial(PruneByL1, SPARSITY),
     "all at once at 60%": partial(PruneGradually, SPARSITY, start=0.6, end=0.6),
-    "all at once before training": partial(PruneGradually, SPARSITY, start=0, end=0),
 }
 
 
