@@ -193,6 +193,8 @@ class FoldFinder:
             layers.append(made)
             maps.append(channels_along(path, channel_axis(made), axis=1))
         layer = self._one_layer(layers, maps)
+        if not has_standard_forward(layer):
+            self._check_own_forward(layer, layers)
         found = maps[0]
         channels = output_channels(layer)
         # Which norm's channel each of the layer's goes to.
@@ -303,6 +305,14 @@ class FoldFinder:
         if any(not torch.equal(found, maps[0]) for found in maps):
             raise NotFoldable("its calls have different shapes")
         return layer
+
+    def _check_own_forward(self, layer: nn.Module, calls: list[Call]) -> None:
+        """Refuse a class of somebody's whose output is not that of its convolution."""
+        for call in calls:
+            inside = self._trace.operations[call.start : call.stop]
+            mixing = [o for o in inside if o.kind in ("convolution", "matmul")]
+            if len(mixing) != 1 or mixing[0].outputs[:1] != call.outputs:
+                raise NotFoldable(f"{self._names[layer]} has a forward of its own that does more")
 
     # ---- the layer ------------------------------------------------------------------------------
 

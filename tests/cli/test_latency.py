@@ -40,5 +40,5 @@ def test_a_run_without_the_callback_is_measured_all_the_same():
     model = Seeded()
     trainer.fit(model)
     section = latency_after_training(trainer, model)
-    assert len(section.rows) >= 1
-    assert section.notes == []
+    assert section.rows[0][0] == 1
+    assert not any("exported" in note for note in section.notes)

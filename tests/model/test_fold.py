@@ -320,6 +320,32 @@ def test_left(case):
     assert why in report.left[0].why
 
 
+class Doubled(nn.Conv2d):
+    """A convolution, and more."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * 2
+
+
+class Biasless(nn.Conv2d):
+    """A convolution that takes no notice of its bias."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, self.weight)
+
+
+@pytest.mark.parametrize(
+    ("layer", "why"),
+    [(Doubled(4, 6, 3), "forward of its own that does more"),
+     (Biasless(4, 6, 3, bias=False), "may not take one"),
+     (Biasless(4, 6, 3), "differ by")],
+)  # fmt: skip
+def test_classes_of_ones_own_are_folded_only_where_they_are_convolutions(layer, why):
+    model = settle(nn.Sequential(layer, nn.BatchNorm2d(6), nn.ReLU()))
+    _, report = fold(model, torch.randn(IMAGE))
+    assert why in report.left[0].why
+
+
 @pytest.mark.parametrize(
     ("layer", "why"),
     [

@@ -17,14 +17,14 @@ def model(*more: nn.Module) -> nn.Module:
 
 
 def test_all_four_are_measured_at_every_batch_size():
-    report = measure_latency(model(nn.Dropout(0.5)), X, batch_sizes=[9, 1], seconds=0.2, samples=4)
+    report = measure_latency(model(nn.Dropout(0.5)), X, batch_sizes=[9, 1], seconds=60, samples=4)
     assert [row.batch_size for row in report.rows] == [1, 9]
     for row in report.rows:
         times = (row.one_pass, row.one_pass_folded, row.sampled, row.sampled_folded)
         assert all(time > 0 for time in times)
     assert report.folded == 1
     assert report.notes == []
-    assert report.rounds >= 5
+    assert report.rounds >= 3
 
 
 def test_the_model_is_left_as_it_is():
