@@ -125,8 +125,10 @@ class MeasureGap(StableCallback):
             logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
             self._step_aside(f"it is not logged, but {logged}")
             return
+        # Logged without sync_dist it is each process's own.
+        mean = trainer.strategy.reduce(found.detach().clone(), reduce_op="mean")
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
-        gap = Gap(step, train=train, validation=float(found))
+        gap = Gap(step, train=train, validation=float(mean))
         self.gaps = [*self.gaps, gap][-_KEPT:]
         for logger in trainer.loggers:
             told = {"regularize/gap": gap.value, "regularize/train": gap.train}

@@ -144,10 +144,16 @@ class StopEarly(StableCallback):
                 return  # Lightning goes on from the end of an epoch without validating it again
             self._say_that_it_is_not_logged(trainer)
             return
+        # Logged without sync_dist the value differs between processes, and what is kept must not.
+        value = trainer.callback_metrics[self.monitor].detach().clone().squeeze()
+        value = trainer.strategy.reduce(value, reduce_op="mean")
         before = self._stopping.best_score
-        self._stopping.on_validation_end(trainer, pl_module)
-        # Logged without sync_dist the value may differ between processes, and the weights must not.
-        if trainer.strategy.broadcast(self._stopping.best_score is not before):
+        stops, reason = self._stopping._evaluate_stopping_criteria(value)
+        if stops:
+            self._stopping.stopped_epoch = trainer.current_epoch
+            self._stopping.stopping_reason_message = reason
+            trainer.should_stop = True
+        if self._stopping.best_score is not before:
             self._best = self._validated or _copies(pl_module)
             self.best_epoch, self._best_step = trainer.current_epoch, trainer.global_step
         self._validated = None
