@@ -12,6 +12,7 @@ from stablelightning.nn.blocks import ConvBlock, DenseBlock
 from stablelightning.nn.fusion import BalancedFusion
 from stablelightning.nn.heads import Gaussian, GaussianHead
 from stablelightning.nn.highway import HighwayBlock
+from stablelightning.nn.memory import LongMemoryLSTM
 from stablelightning.nn.networks import MLP, ConvNet, DeepMLP, RecurrentNet
 from stablelightning.nn.recurrent import LockedDropout, VariationalGRU, VariationalLSTM
 from stablelightning.nn.residual import (
@@ -39,6 +40,7 @@ __all__ = [
     "GaussianHead",
     "HighwayBlock",
     "LockedDropout",
+    "LongMemoryLSTM",
     "Maxout",
     "MaxoutConv1d",
     "MaxoutConv2d",
