@@ -36,6 +36,7 @@ RUN: tuple[str, ...] = (
     "stablelightning.cli.schedule.schedule_of_run",
     "stablelightning.cli.sections.monitored",
     "stablelightning.callbacks.clip_sections.run_section",
+    "stablelightning.cli.gap.gap_of_run",
     "stablelightning.report.guard.guard_section",
     "stablelightning.callbacks.sparse.sparsity_of_run",
     "stablelightning.cli.latency.latency_after_training",
