@@ -36,7 +36,7 @@ def gap_curve(gaps: Sequence[Gap]) -> "Figure":
     legend(axes, columns=2)
     say(
         figure,
-        f"at the end the validation loss is {gaps[-1].validation:.3g}, "
+        f"At the end the validation loss is {gaps[-1].validation:.3g}, "
         f"the training loss {gaps[-1].train:.3g}",
     )
     return figure
