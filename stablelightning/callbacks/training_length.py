@@ -4,6 +4,7 @@ import math
 
 import lightning as L
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.trainer.states import TrainerFn
 
 from stablelightning.errors import RecipeError
 
@@ -49,7 +50,8 @@ def training_steps(trainer: L.Trainer) -> int:
     """
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return _DRY_RUN
-    if trainer.train_dataloader is None:
+    # After training the loop still knows; making loaders is for all processes together.
+    if trainer.train_dataloader is None and trainer.state.fn in (None, TrainerFn.FITTING):
         trainer.fit_loop.setup_data()
     batches, epochs = trainer.num_training_batches, training_epochs(trainer)
     bound = trainer.max_steps if trainer.max_steps != -1 else math.inf

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from stablelightning.callbacks.training_length import training_epochs, training_steps
 from stablelightning.errors import RecipeError
+from stablelightning.mixin import StableMixin
 from stablelightning.model.generators import undisturbed_generators
 from stablelightning.model.schedule_length import check_length
 from stablelightning.model.schedule_plan import plan_schedule
@@ -34,6 +35,11 @@ def planned_schedule(patient: "Patient") -> Section | None:
 def schedule_of_run(trainer: L.Trainer, model: L.LightningModule) -> Section | None:
     """What the schedule was to do, and where training left it."""
     if not trainer.lr_scheduler_configs:
+        return None
+    own = type(model).configure_optimizers is not StableMixin.configure_optimizers
+    if own and trainer.world_size > 1:
+        # Lightning's estimate of the steps would make the loaders anew, for which all processes
+        # are needed; this is the first one alone.
         return None
     # The schedule of the run has come to its end; the module makes another like it.
     with undisturbed_generators(), examined():
