@@ -29,8 +29,9 @@ class Records(Guarded):
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         optimizer = self.trainer.optimizers[0]
-        state = copy.deepcopy([dict(self.state_dict()), optimizer.state_dict()])
-        self.means.append(state)
+        guard = next(c for c in self.trainer.callbacks if isinstance(c, GuardTraining))
+        states = [dict(self.state_dict()), optimizer.state_dict(), guard.state_dict()["judge"]]
+        self.means.append(copy.deepcopy(states))
 
 
 def weights_equal(a, b):
@@ -46,6 +47,7 @@ def test_training_goes_back_to_a_confirmed_state(host_memory):
     trainer = fit(model, guard, max_epochs=1)
     after_8, gone_back = model.means[7], model.means[12]
     assert weights_equal(gone_back[0], after_8[0])
+    assert gone_back[2] == after_8[2] != model.means[8][2]  # what was usual then is usual again
     assert guard.rollbacks == 1
     assert guard.learning_rate_factor == 0.25
     rates = [entry[1]["param_groups"][0]["lr"] for entry in (gone_back, after_8)]
