@@ -119,8 +119,14 @@ def export_model(
     target = _target(path, ".pt2", samples)
     task = _Task(model, example_batch, mc=mc, dynamic_batch=dynamic_batch, samples=samples)
     with task.alone(), _written_whole(target) as file:
-        torch.export.save(task.program(), file)
-        loaded = torch.export.load(file).module()
+        program = task.program()
+        try:
+            torch.export.save(program, file)
+            loaded = torch.export.load(file).module()
+        except OSError:
+            raise
+        except Exception as error:  # outputs of classes that a file cannot name
+            raise _cannot(model, error) from error
 
         def run(inputs: Any) -> list[Tensor]:
             args, kwargs = arguments_of(inputs)
@@ -237,19 +243,24 @@ class _Task:
     def program(self) -> torch.export.ExportedProgram:
         """The model as torch sees it, in the mode of :meth:`alone`."""
         args, kwargs = arguments_of(self._inputs)
-        dynamic = self._shapes(args, kwargs) if self._dynamic else None
+        model = self._plain(args, kwargs)
+        dynamic = self._shapes(model, args, kwargs) if self._dynamic else None
         try:
-            return torch.export.export(
-                self._model, args, kwargs, dynamic_shapes=dynamic, strict=False
-            )
+            return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
         except Exception as error:
             raise _cannot(self._model, error) from error
 
-    def _shapes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
+        """The model, or what gives tuples where it gives named ones, which a file cannot name."""
+        return _Unnamed(self._model) if _has_names(self._model(*args, **kwargs)) else self._model
+
+    def _shapes(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
         """Which axes are those of a batch, by the names of the forward's arguments."""
         positional, named = tree_map(self._shape, (args, kwargs))
         # What lands in *args is told as one tuple, in **kwargs as one dict: as bind does.
-        return dict(inspect.signature(self._model.forward).bind(*positional, **named).arguments)
+        return dict(inspect.signature(model.forward).bind(*positional, **named).arguments)
 
     def _shape(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or leaf.ndim == 0 or len(leaf) != self._rows:
@@ -278,6 +289,34 @@ class _Task:
     def _outputs(self, inputs: Any) -> list[Tensor]:
         args, kwargs = arguments_of(tree_map(_own, inputs))
         return tensors_in(self._model(*args, **kwargs))
+
+
+class _Unnamed(nn.Module):
+    """A model whose named tuples are plain ones: a program must run where their class is not."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return _without_names(self.model(*args, **kwargs))
+
+
+def _has_names(output: Any) -> bool:
+    if isinstance(output, tuple | list):
+        return hasattr(output, "_fields") or any(map(_has_names, output))
+    return isinstance(output, dict) and any(map(_has_names, output.values()))
+
+
+def _without_names(output: Any) -> Any:
+    if isinstance(output, tuple):
+        return tuple(map(_without_names, output))
+    if isinstance(output, list):
+        return list(map(_without_names, output))
+    if isinstance(output, dict):
+        return {key: _without_names(value) for key, value in output.items()}
+    return output
 
 
 def _own(leaf: Any) -> Any:

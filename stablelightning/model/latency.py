@@ -284,7 +284,7 @@ class _Bench:
         if not self._left_out:
             return []
         sizes = ", ".join(map(str, dict.fromkeys(self._left_out)))
-        return [f"not all was measured at batches of {sizes}: {self._seconds:g} s do not suffice"]
+        return [f"not all was measured at batches of {sizes}: {self._seconds:g} s is too short"]
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -20,6 +20,7 @@ from stablelightning.model.export import export_model, export_onnx
 from stablelightning.model.export_check import check_distribution, check_outputs
 from stablelightning.model.export_dropout import DRAWN_DROPOUT, attention, dropout
 from stablelightning.module import StableModule
+from stablelightning.nn.heads import GaussianHead
 
 X = torch.randn(4, 6)
 
@@ -98,6 +99,15 @@ def test_keywords(tmp_path):
     export_model(Keywords(), {"x": X, "scale": torch.tensor(2.0)}, tmp_path / "net.pt2")
     out = loaded(tmp_path / "net.pt2")(x=torch.ones(7, 6), scale=torch.tensor(3.0))["out"]
     assert (out == 3).all()
+
+
+def test_named_tuples_become_plain_ones(tmp_path):
+    net = nn.Sequential(nn.Linear(6, 4), nn.Dropout(0.5), GaussianHead(4, 1)).eval()
+    for mc in (False, True):
+        export_model(net, X, tmp_path / "net.pt2", mc=mc)
+    out = loaded(tmp_path / "net.pt2")(torch.randn(7, 6))
+    assert type(out) is tuple
+    assert len(out[0]) == 7
 
 
 class ByRows(nn.Module):
