@@ -1,6 +1,5 @@
 """Settings that hurt are told, and those that people use are not."""
 
-
 import pytest
 import torch
 from torch import nn
