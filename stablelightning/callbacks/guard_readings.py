@@ -81,7 +81,7 @@ def size_of(batch: Any) -> Tensor | None:
     """
     found = [
         torch.linalg.vector_norm(leaf, torch.inf)
-        for leaf in tree_leaves(batch)
+        for leaf in _leaves(batch)
         if isinstance(leaf, Tensor)
         and leaf.is_floating_point()
         and leaf.numel()
@@ -90,6 +90,12 @@ def size_of(batch: Any) -> Tensor | None:
     if len(found) < 2:
         return found[0].detach() if found else None
     return torch.stack([size.detach().to(found[0]) for size in found]).max()
+
+
+def _leaves(batch: Any) -> Sequence[Any]:
+    """What a batch holds; a flat pair, as most are, is not worth a walk through trees."""
+    flat = type(batch) in (list, tuple) and all(isinstance(leaf, Tensor) for leaf in batch)
+    return batch if flat else tree_leaves(batch)
 
 
 def _total(trainer: L.Trainer, losses: Sequence[Tensor]) -> Tensor | None:
