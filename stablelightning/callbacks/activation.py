@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from stablelightning.callbacks.agreement import anyones_failure
@@ -14,6 +13,7 @@ from stablelightning.callbacks.before import ChangesStructure
 from stablelightning.callbacks.candidates import Candidates
 from stablelightning.callbacks.race_data import race_data
 from stablelightning.callbacks.resume import checkpoint_to_load
+from stablelightning.callbacks.shards import refuse_shards
 from stablelightning.errors import (
     RecipeError,
     StableLightningWarning,
@@ -135,7 +135,7 @@ class SelectActivation(ChangesStructure):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the evidence."""
-        self.give_back()
+        self.leave()
         if self._untold and not trainer.barebones:
             _log(trainer, self.evidence)
         self._untold = False
@@ -241,11 +241,11 @@ def _log(trainer: L.Trainer, evidence: dict[str, Any]) -> None:
 
 
 def _refuse_sharded(trainer: L.Trainer) -> None:
-    if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
-        raise RecipeError(
-            "SelectActivation needs the whole model on every process, got "
-            f"{type(trainer.strategy).__name__}; choose on one device, and write the choice down."
-        )
+    refuse_shards(
+        trainer,
+        needs="SelectActivation needs the whole model",
+        remedy="choose on one device, and write the choice down",
+    )
 
 
 def _check_settings(candidates: Any, **numbers: int) -> None:

@@ -5,12 +5,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stablelightning.callbacks.base import StableCallback
+from stablelightning.callbacks.shards import refuse_shards
 from stablelightning.errors import RecipeError, StableLightningWarning
 from stablelightning.model.groups import decayed_parameters
 
@@ -72,19 +72,17 @@ class RegularizeWeights(StableCallback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse strategies that do not leave a weight in one piece."""
         super().setup(trainer, pl_module, stage)
-        strategy = trainer.strategy
-        if stage == "fit" and isinstance(
-            strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy
-        ):
+        if stage == "fit":
             name = type(self).__name__
-            raise RecipeError(
-                f"{name} needs whole weights on every process, got {type(strategy).__name__}; "
-                f"use strategy='ddp', or remove {name} and use the optimizer's weight_decay."
+            refuse_shards(
+                trainer,
+                needs=f"{name} needs whole weights",
+                remedy=f"use strategy='ddp', or remove {name} and use the optimizer's weight_decay",
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Watch every optimizer for its steps."""
-        self._forget()
+        self.leave()
         self._weights = {id(weight): weight for weight in self.weights_of(pl_module)}
         self._warn(pl_module, trainer.optimizers)
         for optimizer in trainer.optimizers:
@@ -123,17 +121,8 @@ class RegularizeWeights(StableCallback):
                 told = self.told(weights)
             pl_module.log_dict({f"regularize/{name}": value for name, value in told.items()})
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def leave(self) -> None:
         """Leave the optimizers as they were."""
-        self._forget()
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leave the optimizers as they were."""
-        self._forget()
-
-    def _forget(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles, self._weights = [], {}

@@ -38,6 +38,22 @@ class StableCallback(L.Callback):
         refuse_other_lightning(trainer, pl_module, name=type(self).__name__)
         put_in_order(trainer)
 
+    def leave(self) -> None:
+        """Take away what was put into the model, the optimizers and the Trainer; results stay.
+
+        Called when a loop is over and after an exception, so perhaps twice.
+        """
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave everything as it was."""
+        self.leave()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave everything as it was."""
+        self.leave()
+
 
 def refuse_other_lightning(*objects: Any, name: str) -> None:
     """Say it in words when an object comes from ``pytorch_lightning`` instead of ``lightning``.

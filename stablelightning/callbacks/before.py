@@ -62,20 +62,10 @@ class BeforeTraining(StableCallback):
                 return
         action(trainer, pl_module)
 
-    def give_back(self) -> None:
+    def leave(self) -> None:
         """Leave the module's methods as they were."""
         while self._restore:
             self._restore.pop()()
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leave the module's methods as they were."""
-        self.give_back()
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Leave the module's methods as they were."""
-        self.give_back()
 
 
 class ChangesStructure(BeforeTraining):

@@ -105,7 +105,7 @@ class ConsultDoctor(ChangesStructure):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Diagnose, or prepare for the checkpoint that will be loaded."""
         super().setup(trainer, pl_module, stage)
-        self.give_back()
+        self.leave()
         self.repeat_before_loading(pl_module)
         if stage == "fit" and trainer.limit_train_batches != 0 and not checkpoint_to_load(trainer):
             self.when_the_model_is_there(trainer, pl_module, self._consult)

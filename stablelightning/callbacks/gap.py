@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -18,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from stablelightning.callbacks.agreement import anyones_failure
 from stablelightning.callbacks.base import StableCallback
+from stablelightning.callbacks.shards import refuse_shards
 from stablelightning.callbacks.spread_rows import spread_batches
 from stablelightning.callbacks.steps import replace_method, step_arguments, unobserved
 from stablelightning.errors import ModelError, RecipeError, StableLightningWarning
@@ -92,11 +92,11 @@ class MeasureGap(StableCallback):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
-            raise RecipeError(
-                "MeasureGap runs the whole model on every process, got "
-                f"{type(trainer.strategy).__name__}; use strategy='ddp', or remove MeasureGap."
-            )
+        refuse_shards(
+            trainer,
+            needs="MeasureGap runs the whole model",
+            remedy="use strategy='ddp', or remove MeasureGap",
+        )
         if trainer.global_step == 0:
             self._begin()
 

@@ -5,7 +5,6 @@ from functools import wraps
 from typing import Any, ClassVar
 
 import lightning as L
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -23,8 +22,9 @@ from stablelightning.callbacks.guard_settings import (
 )
 from stablelightning.callbacks.guard_snapshots import Snapshots, scale_all_learning_rates
 from stablelightning.callbacks.guard_undo import is_by_steps
+from stablelightning.callbacks.shards import refuse_shards
 from stablelightning.callbacks.steps import replace_method
-from stablelightning.errors import DivergedError, RecipeError, StableLightningWarning
+from stablelightning.errors import DivergedError, StableLightningWarning
 from stablelightning.report.events import (
     DROPPED,
     GAVE_UP,
@@ -165,11 +165,11 @@ class GuardTraining(StableCallback):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
-            raise RecipeError(
-                "GuardTraining needs whole weights and gradients on every process, got "
-                f"{type(trainer.strategy).__name__}; use strategy='ddp', or remove GuardTraining."
-            )
+        refuse_shards(
+            trainer,
+            needs="GuardTraining needs whole weights and gradients",
+            remedy="use strategy='ddp', or remove GuardTraining",
+        )
         if trainer.global_step == 0:
             self._forget_run()
         self._record.attach(trainer)
@@ -252,17 +252,8 @@ class GuardTraining(StableCallback):
         """Tell what has not been told."""
         self.events.tell(trainer)
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Leave the module's methods as they were."""
-        self._leave()
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def leave(self) -> None:
         """Leave the module's methods as they were, and free the snapshots."""
-        self._leave()
-
-    def _leave(self) -> None:
         while self._restore:
             self._restore.pop()()
         self._record.detach()

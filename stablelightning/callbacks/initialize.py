@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
@@ -19,6 +18,7 @@ from stablelightning.callbacks.batches import inputs_and_target
 from stablelightning.callbacks.before import BeforeTraining
 from stablelightning.callbacks.example import example_batch
 from stablelightning.callbacks.resume import checkpoint_to_load
+from stablelightning.callbacks.shards import is_sharded
 from stablelightning.errors import DataError, ModelError, RecipeError, StableLightningWarning
 from stablelightning.model.generators import undisturbed_generators
 from stablelightning.model.initialization import InitializationReport
@@ -102,7 +102,7 @@ class InitializeWeights(BeforeTraining):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tell what was done."""
-        self.give_back()
+        self.leave()
         if self.report is None or trainer.barebones:
             return
         rank_zero_info(self.report.summary())
@@ -195,7 +195,7 @@ def _as_the_weights(pl_module: L.LightningModule, batch: Any) -> Any:
 
 
 def _refuse_sharded(trainer: L.Trainer) -> None:
-    if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+    if is_sharded(trainer):
         raise ModelError(
             f"{type(trainer.strategy).__name__} may split the weights before they are there; call "
             "sl.initialize(model, example) in configure_model"

@@ -5,13 +5,13 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stablelightning.callbacks.base import StableCallback
+from stablelightning.callbacks.shards import refuse_shards
 from stablelightning.callbacks.standings import forget_best_checkpoints, hold_early_stopping
 from stablelightning.errors import CheckpointError, RecipeError, StableLightningWarning
 from stablelightning.functional.sparsity import check_sparsity, pack_mask, unpack_mask
@@ -69,7 +69,7 @@ class PruneWeights(StableCallback):
         self._handles: list[Any] = []
         self._own_run = True
         self._forget_run()
-        self._leave()
+        self.leave()
 
     def _forget_run(self) -> None:
         self.changes: list[dict[str, Any]] = []
@@ -82,7 +82,7 @@ class PruneWeights(StableCallback):
         self._asked = 0.0  # sparsity that was asked for then
         self._share = 0.0  # sparsity of the masks, exactly
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """Nothing of ours stays in an optimizer, and no module is kept alive."""
         for handle in self._handles:
             handle.remove()
@@ -115,12 +115,12 @@ class PruneWeights(StableCallback):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        strategy, name = trainer.strategy, type(self).__name__
-        if isinstance(strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
-            raise RecipeError(
-                f"{name} needs whole weights on every process, got {type(strategy).__name__}; "
-                f"use strategy='ddp', or remove {name} and prune the trained model."
-            )
+        name = type(self).__name__
+        refuse_shards(
+            trainer,
+            needs=f"{name} needs whole weights",
+            remedy=f"use strategy='ddp', or remove {name} and prune the trained model",
+        )
         others = [c for c in trainer.callbacks if isinstance(c, PruneWeights)]  # type: ignore[attr-defined]
         if len(others) > 1:
             raise RecipeError(
@@ -132,7 +132,7 @@ class PruneWeights(StableCallback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find the weights, plan, take up masks of a checkpoint, and watch every optimizer."""
-        self._leave()
+        self.leave()
         self._weights = prunable_weights(pl_module, exclude=self.exclude or ())
         self.plan(trainer)
         self._take_up_masks()
@@ -231,16 +231,6 @@ class PruneWeights(StableCallback):
                 f"{type(self).__name__} reached: its weights are from before. Validate after "
                 "pruning has ended, so that there is a best sparse checkpoint."
             )
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Leave the optimizers as they were."""
-        self._leave()
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leave the optimizers as they were; masks, history and layers stay."""
-        self._leave()
 
     # ---- masks ----------------------------------------------------------------------------------
 

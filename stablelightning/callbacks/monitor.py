@@ -10,12 +10,12 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from stablelightning.callbacks.base import StableCallback
 from stablelightning.callbacks.batches import inputs_and_target
+from stablelightning.callbacks.shards import refuse_shards
 from stablelightning.callbacks.steps import unobserved
 from stablelightning.errors import MissingPackageError, RecipeError, StableLightningWarning
 from stablelightning.model.activity import followed_layers
@@ -112,7 +112,7 @@ class MonitorSignals(StableCallback):
         self.activations = activations
         self._monitor = SignalMonitor(window=window, dead_share=dead_share)
         self._forget_run()
-        self._leave()
+        self.leave()
 
     def _forget_run(self) -> None:
         self._monitor = SignalMonitor(window=self.window, dead_share=self.dead_share)
@@ -120,7 +120,7 @@ class MonitorSignals(StableCallback):
         self._due: set[int] = set()  # optimizers to be measured at their next step
         self._looking = False  # whether activations belong to a measured step
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """Nothing of ours stays in the model, in an optimizer or between two batches."""
         self._monitor.release()
         for handle in getattr(self, "_handles", {}).values():
@@ -146,11 +146,11 @@ class MonitorSignals(StableCallback):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
-            raise RecipeError(
-                "MonitorSignals needs whole weights and gradients on every process, got "
-                f"{type(trainer.strategy).__name__}; use strategy='ddp', or remove MonitorSignals."
-            )
+        refuse_shards(
+            trainer,
+            needs="MonitorSignals needs whole weights and gradients",
+            remedy="use strategy='ddp', or remove MonitorSignals",
+        )
         if trainer.global_step == 0:
             self._forget_run()
 
@@ -240,16 +240,6 @@ class MonitorSignals(StableCallback):
                 table = self.history.table("grad_norm")
                 figure = gradient_heat_map(self.history.steps, self.history.layers, table)
                 log_figure(loggers, "monitor/grad_norm_by_layer", figure)
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Leave the model as it was."""
-        self._leave()
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leave the model as it was; alarms and history stay."""
-        self._leave()
 
     # ---- the model ------------------------------------------------------------------------------
 

@@ -15,9 +15,9 @@ def recommended_callbacks() -> list[L.Callback]:
       vanish is decided before the first step: what is fresh from torch's constructors is drawn for
       the function that follows it. What was loaded or set by hand is left, and so is a run that
       goes on from a checkpoint.
-    - :class:`~stablelightning.GuardTraining`, because one bad batch must not cost a run: a step that
-      is not finite, or stands out of all before it, is undone. Without trouble training is the same
-      to the bit.
+    - :class:`~stablelightning.GuardTraining`, because one bad batch must not cost a run: a step
+      that is not finite, or stands out of all before it, is undone. Without trouble training is the
+      same to the bit.
     - :class:`~stablelightning.ClipGradientNorm`, because a long step undoes many short ones: the
       joint norm is held to a threshold between 1 and 5 that is chosen from the first steps. Leave
       it out where ``Trainer(gradient_clip_val=...)`` clips.
@@ -27,8 +27,9 @@ def recommended_callbacks() -> list[L.Callback]:
       ``fit``, and steps aside in words around a model that has nothing random in it
       (``required=False``), where ``predict`` gives what the module's own ``predict_step`` gives.
 
-    The list grows with this package. The order in which they act does not depend on it. For other settings, write the callbacks out:
-    ``callbacks=[EstimateUncertainty(samples=100)]``.
+    The list grows with this package. For other settings, write the callbacks out:
+    ``callbacks=[EstimateUncertainty(samples=100)]``. Guard, monitor and clip act in that order,
+    whatever the list says.
 
     Returns:
         New callbacks at every call, as each belongs to one Trainer.

@@ -225,8 +225,8 @@ class LimitWeightNorm(RegularizeWeights):
         limited = (every >= self.max_norm * _AT_THE_BOUND).float().mean()
         return {"limited": limited, "largest_norm": every.max()}
 
-    def _forget(self) -> None:
-        super()._forget()
+    def leave(self) -> None:
+        super().leave()
         self._units = {}
 
 

@@ -9,12 +9,12 @@ from weakref import WeakKeyDictionary
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from stablelightning.callbacks.shards import refuse_shards
 from stablelightning.errors import (
     ModelError,
     RecipeError,
@@ -152,11 +152,11 @@ def refuse_unsampled(trainer: L.Trainer, step: Step) -> None:
     Raises:
         RecipeError: the strategy shards the model; a step that takes an iterator.
     """
-    if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
-        raise RecipeError(
-            "EstimateUncertainty needs the whole model on every process, got "
-            f"{type(trainer.strategy).__name__}; use strategy='ddp' or one device."
-        )
+    refuse_shards(
+        trainer,
+        needs="EstimateUncertainty needs the whole model",
+        remedy="use strategy='ddp' or one device",
+    )
     if is_param_in_hook_signature(step, "dataloader_iter", explicit=True):
         raise RecipeError(
             "EstimateUncertainty needs steps that take a batch, got one that takes "

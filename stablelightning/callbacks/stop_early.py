@@ -6,12 +6,12 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from stablelightning.callbacks.base import StableCallback
+from stablelightning.callbacks.shards import refuse_shards
 from stablelightning.errors import RecipeError, StableLightningWarning
 
 #: Before the first check that was better than nothing.
@@ -110,12 +110,11 @@ class StopEarly(StableCallback):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
-            raise RecipeError(
-                "StopEarly keeps whole weights on every process, got "
-                f"{type(trainer.strategy).__name__}; use strategy='ddp', or Lightning's "
-                "EarlyStopping with a ModelCheckpoint."
-            )
+        refuse_shards(
+            trainer,
+            needs="StopEarly keeps whole weights",
+            remedy="use strategy='ddp', or Lightning's EarlyStopping with a ModelCheckpoint",
+        )
         self._seen = False
         if trainer.global_step == 0:
             self._begin()

@@ -160,7 +160,7 @@ class EstimateUncertainty(StableCallback):
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the test before."""
-        self._forget()
+        self.leave()
         self.results, self.all_rows = {}, []
         with self._or_step_aside():
             refuse_unsampled(trainer, pl_module.test_step)
@@ -243,7 +243,7 @@ class EstimateUncertainty(StableCallback):
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put sampling in the place of the module's ``predict_step``, until the loop ends."""
-        self._forget()
+        self.leave()
         step = pl_module.predict_step
         with self._or_step_aside():
             refuse_unsampled(trainer, step)
@@ -267,7 +267,7 @@ class EstimateUncertainty(StableCallback):
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Give the module its ``predict_step`` back."""
-        self._forget()
+        self.leave()
 
     def _predict(
         self,
@@ -307,16 +307,6 @@ class EstimateUncertainty(StableCallback):
 
     # ---- both -------------------------------------------------------------------------------
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Leave the module as it was."""
-        self._forget()
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leave the module as it was, and hold on to nothing but results and rows."""
-        self._forget()
-
     def _predictor(self, pl_module: L.LightningModule, step: Step, loader: int) -> BatchPredictor:
         if loader not in self._predictors:
             self._predictors[loader] = BatchPredictor(
@@ -329,7 +319,8 @@ class EstimateUncertainty(StableCallback):
             )
         return self._predictors[loader]
 
-    def _forget(self) -> None:
+    def leave(self) -> None:
+        """Leave the module as it was, and hold on to nothing but results and rows."""
         self._aside = False
         self._loaders = None
         self._predictors = {}
