@@ -1,6 +1,7 @@
 """Undoing what a forward left in a model: buffers, draws, metrics, what modules carry along."""
 
 import random
+from collections import deque
 from typing import Any
 
 import torch
@@ -15,6 +16,11 @@ from stablelightning.model.trust import is_trusted
 #: Buffers of more elements are tables that forwards read; they are copied only when their version
 #: counter says that they were written (which writes through ``.data`` escape).
 _LARGE = 2**20
+
+
+#: Entries up to which containers and tensors that are no buffers are copied at every batch. Longer
+#: ones are histories, and hold what was.
+_SMALL = 64
 
 
 class ForwardUndo:
@@ -43,6 +49,7 @@ class ForwardUndo:
         self._generators = GeneratorState()
         self._host = random.getstate()
         self._attributes: list[dict[str, Any]] = []
+        self._contents: list[tuple[Any, Any]] = []
         self._metric_states: list[KeptMetric] = []
         self._list()
 
@@ -85,6 +92,7 @@ class ForwardUndo:
                 self._large_copies[place].copy_(buffer)
                 self._versions[place] = buffer._version
         self._attributes = [dict(own) for own in self._own]
+        self._contents = [pair for own in self._own for pair in _small_contents(own)]
         self._metric_states = [KeptMetric(metric) for metric in self._metrics]
         self._generators = GeneratorState()
         self._host = random.getstate()
@@ -107,6 +115,8 @@ class ForwardUndo:
             self._versions[place] = buffer._version
         for own, attributes in zip(self._own, self._attributes, strict=True):
             _restore_carried(own, attributes)
+        for holder, content in self._contents:
+            _refill(holder, content)
         for state in self._metric_states:
             state.restore()
         if draws:
@@ -165,6 +175,35 @@ def _restore_carried(own: dict[str, Any], before: dict[str, Any]) -> None:
             own[name] = former
         else:
             del own[name]
+
+
+def _small_contents(own: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """What a module's small containers and tensors hold: a mean of losses, for one."""
+    found: list[tuple[Any, Any]] = []
+    for name, value in own.items():
+        if name.startswith("_"):
+            continue
+        if isinstance(value, Tensor):
+            if _is_ordinary(value) and value.numel() <= _SMALL:
+                found.append((value, value.detach().clone()))
+        elif isinstance(value, list | dict | deque) and len(value) <= _SMALL:
+            inside = list(value.values() if isinstance(value, dict) else value)
+            if all(map(_is_carried, inside)):
+                tensors = [t for t in inside if isinstance(t, Tensor) and t.numel() <= _SMALL]
+                found += [(t, t.detach().clone()) for t in tensors if _is_ordinary(t)]
+                found.append((value, value.copy()))
+    return found
+
+
+def _refill(holder: Any, content: Any) -> None:
+    if isinstance(holder, Tensor):
+        _write(holder, content)
+        return
+    holder.clear()
+    if isinstance(holder, dict):
+        holder.update(content)
+    else:
+        holder.extend(content)
 
 
 def _is_carried(value: Any) -> bool:

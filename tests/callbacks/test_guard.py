@@ -345,12 +345,15 @@ def test_what_is_carried_along_is_not_poisoned():
 class DrawsZero(Guarded):
     """The numbers drawn after the tenth call of the generator are at fault, not the batch."""
 
+    _fault = None  # which the guard leaves as it is
+
     def loss(self, batch):
         state = torch.get_rng_state()
         loss = super().loss(batch)
-        if not self.means and self.trainer.global_step == 5:
-            self.means.append(state)
-        return loss * (NAN if self.means and torch.equal(self.means[0], state) else 1.0)
+        if self._fault is None and self.trainer.global_step == 5:
+            self._fault = state
+        bad = self._fault is not None and torch.equal(self._fault, state)
+        return loss * (NAN if bad else 1.0)
 
 
 def test_draws_that_are_at_fault_are_not_repeated_for_ever():
