@@ -226,6 +226,7 @@ class LimitWeightNorm(RegularizeWeights):
         return {"limited": limited, "largest_norm": every.max()}
 
     def leave(self) -> None:
+        """Leave the optimizers as they were."""
         super().leave()
         self._units = {}
 
