@@ -1,5 +1,6 @@
 """Modules as users write them, for the tests of the callbacks."""
 
+import tempfile
 from typing import Any
 
 import lightning as L
@@ -92,9 +93,10 @@ def loader(rows: int = 20, *, kind: str = "classes", batch_size: int = 8) -> Dat
 
 
 def quiet_trainer(*callbacks: L.Callback, **settings: Any) -> L.Trainer:
-    """A Trainer that writes nothing and says nothing."""
+    """A Trainer that writes nothing here, and says nothing."""
     defaults: dict[str, Any] = {
         "accelerator": "cpu",
+        "default_root_dir": tempfile.mkdtemp(),  # where a guard leaves its events
         "devices": 1,
         "logger": False,
         "enable_checkpointing": False,
