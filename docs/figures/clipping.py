@@ -1,4 +1,4 @@
-"""Gradient norms of a recurrent network in training, and the threshold that was chosen from the first of them."""
+"""Gradient norms of a recurrent network in training, and the threshold that they chose."""
 
 from functools import partial
 

@@ -245,7 +245,7 @@ def check_auto(
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise RecipeError(f"steps must be a whole number >= 1, got {steps!r}; 50 is usual.")
     check_threshold("multiple", multiple)
-    if isinstance(bounds, str) or not isinstance(bounds, Sequence) or len(bounds) != 2:
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
         raise RecipeError(
             f"bounds must be the least and the largest threshold, got {bounds!r}; [1, 5] is usual."
         )

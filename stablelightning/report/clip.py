@@ -109,8 +109,7 @@ def _curve(axes: "Axes", record: "ClipRecord", label: str) -> None:
     name = "before clipping" if record.width == 1 else "before clipping, largest and least"
     axes.plot(steps, highs, color=_NORMS, linewidth=0.9, label=name)
     if (bounds > 0).all():
-        style = {"drawstyle": "steps-mid"}
-        axes.plot(steps, bounds, color=_BOUND, linewidth=1.4, label="threshold", **style)
+        axes.step(steps, bounds, where="mid", color=_BOUND, linewidth=1.4, label="threshold")
         cut = highs > bounds
         axes.fill_between(
             steps, bounds, np.where(cut, highs, bounds), color=_BOUND, alpha=0.25, linewidth=0
@@ -133,7 +132,7 @@ def _histogram(axes: "Axes", values: Floats, threshold: float, *, named: bool = 
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     _plain_ticks(axes, "x")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
     tidy(axes, x="joint norm of the gradients" if named else "norm", y="how many")
     if named:
         legend(axes, columns=2)
