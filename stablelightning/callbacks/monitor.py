@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 
 from stablelightning.callbacks.base import StableCallback
 from stablelightning.callbacks.batches import inputs_and_target
+from stablelightning.callbacks.gradients import gradients_of
+from stablelightning.callbacks.guard import GuardTraining
 from stablelightning.callbacks.shards import refuse_shards
 from stablelightning.callbacks.steps import unobserved
 from stablelightning.errors import MissingPackageError, RecipeError, StableLightningWarning
@@ -177,6 +179,8 @@ class MonitorSignals(StableCallback):
         Lightning calls this after unscaling, with the gradients of all processes and batches added
         up, and before it clips.
         """
+        if gradients_of(trainer, optimizer).is_empty:
+            return  # nothing is learned: there was no loss, or the guard takes the step back
         self._stepped = True
         if not self._due:
             return
@@ -215,6 +219,8 @@ class MonitorSignals(StableCallback):
         if trainer.barebones:
             return
         self._monitor.look_away()
+        if any(c.has_undone for c in trainer.callbacks if isinstance(c, GuardTraining)):  # type: ignore[attr-defined]
+            self._monitor.forget()
         self._log_received(trainer)
         for handle in self._handles.values():
             handle.remove()

@@ -85,6 +85,7 @@ class ActivityWatch:
         self._handles: list[RemovableHandle] = []
         self._looked = False
         self._seen: dict[int, UnitStatistics] = {}
+        self._seen_before: dict[int, UnitStatistics] = {}  # when it was last attached
         self._waiting: list[int] = []
         self._before_norm: dict[int, tuple[int, Tensor]] = {}
         self._given: dict[nn.Module, Tensor] = {}
@@ -128,6 +129,7 @@ class ActivityWatch:
         if self._handles:
             return
         self._looked = True
+        self._seen_before = dict(self._seen)
         for number, watched in enumerate(self._watched):
             self._handles.append(watched.module.register_forward_hook(self._after_layer(number)))
         activations = {w.activation for w in self._watched if w.activation} | self._guesses.keys()
@@ -146,6 +148,10 @@ class ActivityWatch:
         self._waiting = []
         self._before_norm = {}
         self._given = {}
+
+    def forget(self) -> None:
+        """Drop what was collected since it was last attached."""
+        self._seen = dict(self._seen_before)
 
     def _after_layer(self, number: int) -> Callable[..., None]:
         watched = self._watched[number]
@@ -225,7 +231,7 @@ class ActivityWatch:
             went. :meth:`~stablelightning.model.unit_record.UnitRecord.look` reads it.
         """
         seen = [self._seen.get(number) for number in range(len(self._watched))]
-        self._seen, self._looked = {}, False
+        self._seen, self._seen_before, self._looked = {}, {}, False
         return pack(seen, self.units, like)
 
 

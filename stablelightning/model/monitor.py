@@ -184,6 +184,11 @@ class SignalMonitor:
         if self._activity is not None:
             self._activity.detach()
 
+    def forget(self) -> None:
+        """Drop the activations since the last :meth:`look`: those passes do not count."""
+        if self._activity is not None:
+            self._activity.forget()
+
     def before_step(
         self, parameters: Iterable[Tensor], *, scale: Tensor | None = None, scaled: bool = False
     ) -> Before:

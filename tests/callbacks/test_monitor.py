@@ -378,6 +378,20 @@ def test_no_hook_stays_after_an_epoch_that_is_cut_short():
     assert not any(m._forward_hooks for m in model.modules())
 
 
+def test_a_step_without_a_loss_is_not_measured_and_the_next_one_is():
+    class Leaves(Classifier):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return None if batch_idx == 2 else loss
+
+        def on_before_optimizer_step(self, optimizer):
+            pass
+
+    monitor = MonitorSignals(1)
+    fitted(Leaves(), monitor)
+    assert len(monitor.history.steps) > 5
+
+
 # ---- units --------------------------------------------------------------------------------------
 
 
