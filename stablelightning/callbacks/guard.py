@@ -154,6 +154,11 @@ class GuardTraining(StableCallback):
         return self.events.counts[SKIPPED] + self.events.counts[DROPPED]
 
     @property
+    def has_undone(self) -> bool:
+        """Whether the batch that is ending is as if it had not been."""
+        return self._batch is not None and self._batch.trip is not None
+
+    @property
     def rollbacks(self) -> int:
         """Number of times that training went back."""
         return self.events.counts[ROLLED_BACK]
@@ -193,6 +198,9 @@ class GuardTraining(StableCallback):
             replace_method(pl_module, "optimizer_step", optimizer_step),
             replace_method(pl_module, "lr_scheduler_step", lr_scheduler_step),
         ]
+        if not pl_module.automatic_optimization:
+            by_hand = batch.ending(pl_module.training_step)
+            self._restore.append(replace_method(pl_module, "training_step", by_hand))
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look for modules that were added or taken away."""

@@ -1,7 +1,9 @@
 """One batch under guard: its losses and gradients are read, and it is undone if they are bad."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import wraps
 from typing import Any
 
 import lightning as L
@@ -194,6 +196,23 @@ class BatchGuard:
         self.stepped = True
         if not self._automatic:  # later steps may be skipped, and this one stays
             self._window.take()
+
+    def ending(self, training_step: Callable[..., Any]) -> Callable[..., Any]:
+        """A ``training_step`` by hand after which skipped steps are taken back at once.
+
+        Its steps pass through no hook of the module. At the end of the batch callbacks that come
+        before the guard (an average of the weights, say) would see what is to be taken back.
+        """
+
+        @wraps(training_step)
+        def step(*args: Any, **kwargs: Any) -> Any:
+            output = training_step(*args, **kwargs)
+            self.after_step()
+            return output
+
+        # Lightning unwraps once to see which arguments a step takes.
+        step.__wrapped__ = getattr(training_step, "__wrapped__", training_step)  # type: ignore[attr-defined]
+        return step
 
     def after_step(self) -> None:
         """Take back what a skipped step did; for the moment when it has passed."""

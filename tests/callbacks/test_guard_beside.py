@@ -1,6 +1,7 @@
 """The guard beside other callbacks: a step that is undone is none for them either."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from stablelightning.callbacks import (
     RegularizeL1,
 )
 from stablelightning.callbacks.guard import GuardTraining
-from tests.callbacks.guarded import Guarded, batches, different, fit, outcome, poisoned
+from tests.callbacks.guarded import Guarded, batches, different, fit, outcome, poisoned, same
 from tests.callbacks.test_guard import undone
 
 NAN, INF = math.nan, math.inf
@@ -44,6 +45,51 @@ def test_a_run_with_bad_batches_is_the_run_without_them(name, accumulated):
         guarded = fit(Guarded(data), OTHERS[name](), guard, **settings)
     assert guard.skipped == 2 * (len(data) - len(GOOD))
     assert different(outcome(clean), outcome(guarded)) == []
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_monitor_measures_as_without_the_bad_batches(accumulated):
+    data = BAD if accumulated == 1 else [GOOD[0], torch.full_like(GOOD[0], NAN), *GOOD[1:]]
+    clean, seen = MonitorSignals(every_n_steps=2), MonitorSignals(every_n_steps=2)
+    if accumulated == 1:
+        fit(Guarded(GOOD), clean)
+    with undone:
+        fit(Guarded(data), seen, GuardTraining(max_trips=9), accumulate_grad_batches=accumulated)
+    assert len(seen.history.steps) > 5
+    rows = torch.as_tensor(seen.history.table("activation_mean"))
+    assert rows.isfinite().all()
+    if accumulated == 1:
+        ours, theirs = clean.state_dict(), seen.state_dict()
+        assert ours["steps"] == theirs["steps"] == 16
+        assert same(ours["monitor"]["units"], theirs["monitor"]["units"])
+        assert same(ours["monitor"]["history"]["rows"], theirs["monitor"]["history"]["rows"])
+
+
+class ByHand(Guarded):
+    """Steps by hand."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_average_beside_steps_by_hand_sees_none_that_is_undone(place):
+    averages = []
+    for data in (GOOD, BAD):
+        average = EMAWeightAveraging(decay=0.5)
+        callbacks = [average]
+        callbacks.insert(place, GuardTraining(max_trips=9))
+        with undone if data is BAD else nullcontext():
+            trainer = fit(ByHand(data), *callbacks)
+        averages.append(dict(average.state_dict()) | dict(trainer.lightning_module.state_dict()))
+    assert different(*averages) == []
 
 
 @pytest.mark.filterwarnings("ignore:GuardTraining went back")
