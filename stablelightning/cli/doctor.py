@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import dataclass
 
-from stablelightning.cli.output import announced, choose_folder
+from stablelightning.cli.output import reserved
 from stablelightning.cli.recipes import ADD, START, find, shipped
 from stablelightning.cli.run import LightParser, Plan
 from stablelightning.errors import RecipeError
@@ -69,11 +69,10 @@ def main(arguments: list[str]) -> int:
         )
     recipe, *others = (find(name, START) for name in recipes)
     overlays = (*others, *(find(name, ADD) for name in options.add))
-    folder = choose_folder(options.out, f"{recipe.stem}-doctor")
-    plan = Plan(recipe, overlays, tuple(rest), folder)
-    from stablelightning.cli.consultation import consult
+    with reserved(options.out, f"{recipe.stem}-doctor") as folder:
+        from stablelightning.cli.consultation import consult
 
-    with announced(folder):
+        plan = Plan(recipe, overlays, tuple(rest), folder)
         return consult(Consultation(plan, options.batches, options.apply))
 
 

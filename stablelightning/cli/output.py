@@ -55,21 +55,57 @@ def check_writable(folder: Path) -> None:
         raise _unwritable(folder, error) from error
 
 
-def make_folder(folder: Path) -> Path:
+def make_folder(folder: Path, *, new: bool = False) -> Path:
     """Make ``folder`` and its parents.
+
+    Args:
+        folder: an absolute path.
+        new: it must not be there yet.
 
     Returns:
         The uppermost folder that was not there before; ``folder`` itself if all were.
 
     Raises:
+        FileExistsError: ``new``, and it is there.
         OutputError: it cannot be made.
     """
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=not new)
     except OSError as error:
+        if new and isinstance(error, FileExistsError) and folder.exists():
+            raise
         raise _unwritable(folder, error) from error
-    return new[-1] if new else folder
+    return missing[-1] if missing else folder
+
+
+@contextmanager
+def reserved(wanted: str | None, recipe: str) -> Iterator[Path]:
+    """Choose the folder of a run, and hold it while the run lasts, as :func:`announced` does.
+
+    A numbered folder is made at once: until settings are read and data is checked, seconds pass, in
+    which a second run would take the same number. It goes again if nothing was put into it.
+
+    Args:
+        wanted: as in :func:`choose_folder`.
+        recipe: the name of the recipe.
+
+    Raises:
+        OutputError: it cannot be written, or it already holds something.
+    """
+    made = None
+    folder = choose_folder(wanted, recipe)
+    while wanted is None and not is_child() and made is None:
+        try:
+            made = make_folder(folder, new=True)
+        except FileExistsError:  # another run was faster
+            folder = choose_folder(wanted, recipe)
+    try:
+        with announced(folder):
+            yield folder
+    finally:
+        if made is not None:
+            _remove_empty(folder, made)
 
 
 @contextmanager
@@ -94,17 +130,21 @@ def remove_stillborn(folder: Path, made: Path) -> None:
         made: what :func:`make_folder` returned; only what was made for this run goes.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    above = folder
-    while above != made:
-        above = above.parent
-        with suppress(OSError):  # another run may have begun in it
-            above.rmdir()
+    _remove_empty(folder, made)
 
 
 def is_child() -> bool:
     """Whether this process is one of several of a run, and not the first."""
     given = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return int(next((rank for rank in given if rank is not None), "0")) > 0
+
+
+def _remove_empty(folder: Path, made: Path) -> None:
+    for path in (folder, *folder.parents):
+        with suppress(OSError):  # something lies in it, or another run has begun there
+            path.rmdir()
+        if path == made:
+            return
 
 
 def _numbered(parent: Path, name: str) -> Iterator[Path]:

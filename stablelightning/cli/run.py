@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from stablelightning.cli.output import announced, choose_folder
+from stablelightning.cli.output import reserved
 from stablelightning.cli.recipes import ADD, START, find, listing, shipped
 from stablelightning.errors import RecipeError
 
@@ -71,11 +71,10 @@ def main(arguments: list[str]) -> int:
         )
     recipe = find(rest[0], START)
     overlays = tuple(find(name, ADD) for name in options.add)
-    plan = Plan(recipe, overlays, tuple(rest[1:]), choose_folder(options.output, recipe.stem))
-    from stablelightning.cli.session import run_plan
+    with reserved(options.output, recipe.stem) as folder:
+        from stablelightning.cli.session import run_plan
 
-    with announced(plan.folder):
-        run_plan(plan)
+        run_plan(Plan(recipe, overlays, tuple(rest[1:]), folder))
     return 0
 
 

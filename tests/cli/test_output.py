@@ -2,7 +2,13 @@
 
 import pytest
 
-from stablelightning.cli.output import announced, choose_folder, make_folder, remove_stillborn
+from stablelightning.cli.output import (
+    announced,
+    choose_folder,
+    make_folder,
+    remove_stillborn,
+    reserved,
+)
 from stablelightning.errors import OutputError
 
 
@@ -54,6 +60,33 @@ def test_a_stillborn_run_takes_with_it_only_what_was_made_for_it(in_tmp, existin
     remove_stillborn(folder, made)
     assert not folder.exists()
     assert (in_tmp / "runs").exists() == (existing != ".")
+
+
+def test_runs_that_begin_at_once_take_folders_of_their_own(in_tmp, monkeypatch):
+    first = in_tmp / "runs" / "digits-1"
+    with reserved(None, "digits") as one, reserved(None, "digits") as two:
+        assert (one, two) == (first, in_tmp / "runs" / "digits-2")
+        (two / "summary.json").touch()
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        with reserved(None, "digits") as further:
+            assert further == two
+        assert two.is_dir()
+    assert not one.exists()  # nothing was put into it
+    assert (two / "summary.json").exists()
+
+
+def test_a_number_that_is_taken_between_the_look_and_the_making_is_not_shared(in_tmp, monkeypatch):
+    looked = iter([in_tmp / "runs" / "digits-1", in_tmp / "runs" / "digits-2"])
+    monkeypatch.setattr("stablelightning.cli.output.choose_folder", lambda *_: next(looked))
+    (in_tmp / "runs" / "digits-1").mkdir(parents=True)
+    with reserved(None, "digits") as folder:
+        assert folder == in_tmp / "runs" / "digits-2"
+
+
+def test_a_reservation_that_comes_to_nothing_leaves_nothing(in_tmp):
+    with pytest.raises(KeyError), reserved(None, "digits"):
+        raise KeyError
+    assert list(in_tmp.iterdir()) == []
 
 
 def test_further_processes_take_the_announced_folder(in_tmp, monkeypatch):
