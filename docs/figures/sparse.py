@@ -4,7 +4,7 @@ import copy
 
 import lightning as L
 import torch
-from _digits import BLUE, GREY, ORANGE, digits, split
+from _digits import digits, split
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -12,6 +12,7 @@ from stablelightning.callbacks import PruneGradually
 from stablelightning.model.prune import prune_model
 from stablelightning.module import StableModule
 from stablelightning.nn import MLP
+from stablelightning.report.style import COLOURS, MUTED, legend, new_figure, tidy
 
 _SHARES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 _EPOCHS = 20
@@ -55,15 +56,18 @@ def draw() -> Figure:
         dense = trained(None)
         gradual = [accuracy(trained(share)) for share in _SHARES]
     once = [accuracy(pruned(dense, share)) for share in _SHARES]
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    figure = new_figure(7, 3.2)
     axes = figure.subplots()
     places = range(len(_SHARES))
-    axes.axhline(accuracy(dense), color=GREY, linewidth=1.2, linestyle="--")
-    axes.plot(places, gradual, color=BLUE, marker="o", markersize=4)
-    axes.plot(places, once, color=ORANGE, marker="o", markersize=4)
+    plain = accuracy(dense)
+    axes.axhline(plain, color=MUTED, linewidth=1.2, linestyle="--", label="dense")
+    for scores, colour, label in (
+        (gradual, COLOURS[0], "PruneGradually"),
+        (once, COLOURS[1], "pruned after training"),
+    ):
+        axes.plot(places, scores, color=colour, marker="o", markersize=4, label=label)
     axes.set_xticks(places, labels=[f"{share:.0%}" for share in _SHARES])
-    axes.set(xlabel="weights that are zero", ylabel="test accuracy (%)", ylim=(0, 104))
-    axes.text(0, accuracy(dense) - 3, "dense", color=GREY, va="top", fontsize=9)
-    axes.text(4.1, gradual[4] - 4, "PruneGradually", color=BLUE, va="top", ha="left", fontsize=9)
-    axes.text(3.1, once[3] + 2, "pruned after training", color=ORANGE, ha="left", fontsize=9)
+    axes.set_ylim(0, 104)
+    tidy(axes, x="weights that are zero", y="test accuracy (%)")
+    legend(axes, columns=3)
     return figure
