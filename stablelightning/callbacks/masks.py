@@ -181,7 +181,8 @@ class PruneWeights(StableCallback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Prune where it is due."""
+        """Prune where it is due, and hold what a guard that went back has just brought back."""
+        self._hold(self._dropped.values())  # before validation and checkpoints see it
         if not trainer.fit_loop.epoch_loop._should_accumulate():
             self._steps += 1
             self._advance(trainer)

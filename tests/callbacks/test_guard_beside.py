@@ -102,6 +102,33 @@ def test_pruned_weights_stay_pruned_and_finite():
     assert (weight == 0).any()
 
 
+class Validates(Guarded):
+    """Notes how many weights are zero when it is validated."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.zeros = []
+
+    def on_validation_start(self):
+        self.zeros.append(int((self.net[0].weight == 0).sum()))
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    val_dataloader = Guarded.train_dataloader
+
+
+@pytest.mark.filterwarnings("ignore:GuardTraining went back")
+def test_what_is_validated_after_going_back_is_pruned():
+    prune = PruneGradually(0.5, start=0.0, end=0.1, every_n_steps=1, per_layer=True)
+    model = Validates([*GOOD, *[torch.full_like(GOOD[0], NAN)] * 2])
+    guard = GuardTraining(max_trips=2, max_rollbacks=9)
+    with undone:
+        fit(model, prune, guard, num_sanity_val_steps=0)
+    assert guard.rollbacks == 2  # each with the last batch of an epoch
+    assert model.zeros == [12, 12]
+
+
 @pytest.mark.filterwarnings("ignore::stablelightning.errors.StableLightningWarning")
 def test_a_finder_of_rates_sees_no_guard():
     outcomes = [
