@@ -119,6 +119,11 @@ class StopEarly(StableCallback):
         if trainer.global_step == 0:
             self._begin()
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the best weights of an earlier fit of this Trainer, which are in the module."""
+        if self._best is None and self.best_epoch != _NEVER:
+            self._best = _copies(pl_module)
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check after a validation, where these do not come once per epoch."""
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
@@ -220,7 +225,12 @@ class StopEarly(StableCallback):
     ) -> None:
         """Save the best weights once where they are those of the checkpoint itself."""
         state = checkpoint.get("callbacks", {}).get(self.state_key)
-        if state and self._best_step == trainer.global_step:
+        # A guard may have gone back to older weights since, at the same step.
+        if (
+            state
+            and self._best_step == trainer.global_step
+            and _equal(state["weights"], checkpoint["state_dict"])
+        ):
             checkpoint["callbacks"][self.state_key] = {**state, "weights": None}
 
     def on_load_checkpoint(
@@ -254,6 +264,14 @@ def _copies(model: nn.Module) -> dict[str, Tensor]:
         name: value.detach().to("cpu", copy=True)
         for name, value in _tensors(model.state_dict()).items()
     }
+
+
+def _equal(kept: Mapping[str, Tensor] | None, state: Mapping[str, Any]) -> bool:
+    present = _tensors(state)
+    return kept is None or (
+        kept.keys() == present.keys()
+        and all(torch.equal(value, present[name].cpu()) for name, value in kept.items())
+    )
 
 
 def _copy_back(kept: Mapping[str, Tensor], model: nn.Module) -> None:

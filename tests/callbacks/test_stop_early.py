@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
-from stablelightning.callbacks import StopEarly
+from stablelightning.callbacks import GuardTraining, StopEarly
 from stablelightning.cli.checkpoint import KeepBest
 from stablelightning.errors import RecipeError, StableLightningWarning
 from tests.callbacks.modules import loader, quiet_trainer
@@ -202,6 +202,37 @@ def test_a_second_training_begins_anew():
     _, model = fit(stop, model=Scripted([1.0, 2.0, 3.0, 4.0]), max_epochs=4)
     assert stop.best_epoch == 0
     assert same(weights(model), model.by_epoch[0])
+
+
+def test_a_second_fit_of_one_trainer_goes_back_to_the_best_of_the_first():
+    stop = StopEarly(patience=50)
+    trainer, model = fit(stop, model=Scripted([1.0, 2.0, 3.0, 4.0]), max_epochs=2)
+    best = model.by_epoch[0]
+    trainer.fit_loop.max_epochs = 4
+    trainer.fit(model)
+    assert len(model.by_epoch) == 4
+    assert stop.best_epoch == 0
+    assert same(weights(model), best)
+
+
+@pytest.mark.filterwarnings("ignore::stablelightning.errors.StableLightningWarning")
+def test_a_checkpoint_at_the_best_step_may_hold_weights_that_a_guard_brought_back(tmp_path):
+    class Breaks(Scripted):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return loss * float("nan") if self.current_epoch else loss
+
+    class Saves(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                trainer.save_checkpoint(tmp_path / "back.ckpt")
+
+    stop, guard = StopEarly(), GuardTraining(window=20, max_trips=2, max_rollbacks=9)
+    _, model = fit(stop, guard, Saves(), model=Breaks([1.0, 2.0]), max_epochs=2)
+    assert guard.rollbacks
+    assert not same(model.by_epoch[0], model.by_epoch[1])
+    kept = torch.load(tmp_path / "back.ckpt", weights_only=True)["callbacks"][stop.state_key]
+    assert same([kept["weights"][name] for name in model.state_dict()], model.by_epoch[0])
 
 
 # ---- weight averaging ---------------------------------------------------------------------------
