@@ -81,7 +81,7 @@ def test_predictions_say_which_row_of_the_data_each_one_is(folder):
 
 def test_plots_are_images(folder):
     plots = {path.stem: path.read_bytes() for path in (folder / "plots").glob("*.png")}
-    assert set(plots) == {"reliability", "out_of_distribution", "most_uncertain"}
+    assert set(plots) == {"reliability", "out_of_distribution", "most_uncertain", "latency"}
     assert all(data.startswith(b"\x89PNG") and len(data) > 5000 for data in plots.values())
 
 

@@ -134,3 +134,19 @@ def test_the_table_has_a_column_only_for_what_was_measured():
     assert columns == ["batch", "one pass (ms)", "20 samples (ms)"]
     assert rows[1] == [8, 30.0, None]
     assert str(report()).endswith("more")
+
+
+def test_a_batch_size_whose_plain_pass_takes_too_long_is_left_out_with_its_folded_one(monkeypatch):
+    took = iter([0.02, 0.001])  # somebody interrupted the first call: 8 times that is too long
+    monkeypatch.setattr("stablelightning.model.latency._seconds", lambda _: next(took, 0.001))
+    report = measure_latency(model(), X, batch_sizes=[1, 8], seconds=1.0, samples=1)
+    assert [row.batch_size for row in report.rows] == [1]
+    assert report.notes == ["not all was measured at batches of 8: 1 s is too short"]
+
+
+def test_the_line_says_which_time_is_the_folded_one():
+    report = LatencyReport([Latency(1, 0.004, 0.002, 0.03, 0.02)], 20, 5, "cpu, 1 thread")
+    assert report.summary() == (
+        "a pass over one row takes 4 ms, and 2 ms with 0 folded norms; "
+        "20 samples take 30 ms, and 20 ms folded"
+    )
