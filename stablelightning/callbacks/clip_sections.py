@@ -105,7 +105,9 @@ def run_section(trainer: L.Trainer, model: L.LightningModule) -> Section | None:
     columns = ["steps", "clipped", "share", "not finite", "threshold"]
     record, first = clip.records[0], clip.first_norms[0]
     drawn = any(math.isfinite(high) and high > 0 for high in record.highs)
-    lead = f"{record.clipped:,} of {record.steps:,} steps were clipped by {type(clip).__name__}"
+    were = "was" if record.clipped == 1 else "were"  # as the title of the figure says it
+    by = type(clip).__name__
+    lead = f"{record.clipped:,} of {record.steps:,} steps {were} clipped by {by}"
     return Section(
         "clipping",
         "Gradient clipping",

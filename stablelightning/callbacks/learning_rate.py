@@ -221,8 +221,8 @@ def _breaks(losses: list[float]) -> bool:
 
 def _words(found: dict[str, Any]) -> str:
     diverged = found["diverged_at"]
-    broke = "it did not diverge" if diverged is None else f"it diverged at {diverged:.2g}"
+    broke = "did not diverge" if diverged is None else f"diverged at {diverged:.2g}"
     if found["suggested"] is None:
-        return f"the loss of the sweep fell nowhere, {broke}"
+        return f"the loss of the sweep fell at no rate, and {broke}"
     low, high = found["valley"]
-    return f"the loss of the sweep fell from {low:.2g} to {high:.2g}, {broke}"
+    return f"the loss of the sweep fell at rates of {low:.2g} to {high:.2g}, and {broke}"

@@ -128,7 +128,9 @@ class Trials:
         lowest = best.score or 0.0
         enough = lowest + _AS_GOOD * (self._level - lowest)
         good = [run.rate for run in self.runs if run.score is not None and run.score <= enough]
-        self.words = f"the best of {len(self.runs)} runs of {self._steps} steps"
+        # A table of the runs stands beside these words, in which another one may be lower.
+        alike = "as good as " if min(good) < best.rate else ""
+        self.words = f"{alike}the best of {len(self.runs)} runs of {self._steps} steps"
         return min(good)
 
 

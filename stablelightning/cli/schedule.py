@@ -46,8 +46,9 @@ def schedule_of_run(trainer: L.Trainer, model: L.LightningModule) -> Section | N
         optimizers, configs = _init_optimizers_and_lr_schedulers(model)
     notes = []
     if configs[0].reduce_on_plateau:
-        rates = [float(group["lr"]) for group in trainer.optimizers[0].param_groups]
-        notes.append(f"it had cut the largest rate to {max(rates):.3g} when training ended")
+        first, last = _largest(optimizers[0]), _largest(trainer.optimizers[0])
+        cut = f"cut the largest rate to {last:.3g}" if last < first else "cut no rate"
+        notes.append(f"it had {cut} when training ended")
     else:
         planned, had = _rate(optimizers[0]), _rate(trainer.optimizers[0])
         if planned > 0 and abs(had / planned - 1) > _SAME:
@@ -86,6 +87,10 @@ def _section(
     waits = str(config.monitor) if config.reduce_on_plateau else None
     plan = plan_schedule(optimizer, scheduler, steps, steps_per_tick=per_tick, waits=waits)
     return schedule_section(plan, stopped=stopped, notes=notes)
+
+
+def _largest(optimizer: Any) -> float:
+    return max(float(group["lr"]) for group in optimizer.param_groups)
 
 
 def _rate(optimizer: Any) -> float:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from stablelightning.callbacks import FindLearningRate, HalveLearningRate
-from stablelightning.callbacks.rate_trials import Trials
+from stablelightning.callbacks.rate_trials import Run, Trials
 from stablelightning.errors import ModelError, RecipeError, StableLightningWarning
 from tests.callbacks.modules import quiet_trainer
 from tests.callbacks.test_rehearsal import Everything, assert_same, fitted
@@ -214,8 +214,8 @@ def test_one_line_says_what_was_chosen_and_why(caplog):
         found(finder())
     (line,) = [r.getMessage() for r in caplog.records if "FindLearningRate" in r.getMessage()]
     assert "was 0.001" in line
-    assert "steps; the loss of the sweep fell from" in line
-    assert "it diverged at" in line
+    assert "steps; the loss of the sweep fell at rates of" in line
+    assert ", and diverged at" in line
 
 
 def test_a_loss_that_nothing_moves_is_told():
@@ -378,3 +378,18 @@ def test_everything_of_a_module_survives_a_real_search():
     without = fitted(make=lambda: Everything(optimizer="momentum"))
     for part in ("weights", "optimizer", "own", "logged", "random"):
         assert_same(after[part], without[part], part)
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ((0.08, 0.04), "as good as the best of 2 runs of 100 steps"),  # within 2% of the fall
+        ((0.5, 0.04), "the best of 2 runs of 100 steps"),
+    ],
+)
+def test_a_smaller_rate_than_the_best_is_not_called_the_best(scores, words):
+    trials = Trials.__new__(Trials)
+    trials._steps, trials._level = 100, 2.1
+    trials.runs = [Run(rate, [], score) for rate, score in zip((0.01, 0.03), scores, strict=True)]
+    found = trials._as_good(trials.runs[1])
+    assert (found, trials.words) == (0.01 if "as good" in words else 0.03, words)

@@ -114,3 +114,9 @@ def test_a_plateau_tells_where_it_ended():
     section = schedule_of_run(trained(model, max_epochs=3), model)
     assert "0.1 until x stands still" in section.lead
     assert section.notes == ["it had cut the largest rate to 0.025 when training ended"]
+
+
+def test_a_plateau_that_cut_nothing_says_so():
+    model = Scheduled(partial(ours.ReduceOnPlateau, patience=5, factor=0.5), interval="epoch")
+    section = schedule_of_run(trained(model), model)
+    assert section.notes == ["it had cut no rate when training ended"]
