@@ -51,7 +51,8 @@ class GuardTraining(StableCallback):
        scaler of fp16 finds is no trouble: the scaler sees to it.
     2. So is a step whose loss, gradient norm or inputs are a spike: they stand out of all before.
     3. After ``max_trips`` of these within ``window`` batches, training goes back to a good state
-       (weights, buffers, optimizers, schedules, scaler), with the learning rate cut.
+       (weights and Lightning's averages of them, buffers, optimizers, schedules, scaler), with the
+       learning rate cut.
     4. After ``max_rollbacks`` of those, the last good state is brought back and training ends with
        :class:`~stablelightning.errors.DivergedError`, which says what happened.
 

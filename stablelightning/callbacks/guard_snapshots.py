@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import lightning as L
-from torch import Tensor
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor, nn
 
 from stablelightning.callbacks.guard_undo import loss_scaler
 from stablelightning.model.learning_rate import scale_learning_rates
@@ -124,5 +125,13 @@ def _snapshot(trainer: L.Trainer, host: bool) -> Snapshot:
         trainer.optimizers,
         [config.scheduler for config in trainer.lr_scheduler_configs],
         scaler=loss_scaler(trainer),
+        followers=_averages(trainer),
         host=host,
     )
+
+
+def _averages(trainer: L.Trainer) -> list[nn.Module]:
+    """The averages of weights that Lightning keeps: what was averaged on the way off is in them."""
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    kept = [c._average_model for c in callbacks if isinstance(c, WeightAveraging)]
+    return [average for average in kept if average is not None]

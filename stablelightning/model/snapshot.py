@@ -1,7 +1,7 @@
 """A good state of a whole training, kept in memory to come back to."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ class Snapshot:
         optimizers: its optimizers.
         schedulers: their schedulers; anything with ``state_dict`` and ``load_state_dict``.
         scaler: the loss scaler, where there is one.
+        followers: modules that average the model's weights, under the same names or behind
+            ``module.``; they come back with it.
         host: whether tensors are kept in host memory; what comes back is the same to the bit.
 
     Attributes:
@@ -46,9 +48,11 @@ class Snapshot:
         schedulers: Iterable[Any],
         *,
         scaler: Any = None,
+        followers: Sequence[nn.Module] = (),
         host: bool = False,
     ) -> None:
         self._model = model
+        self._followers = list(followers)
         self._schedulers = list(schedulers)
         self._scaler = scaler
         self.weights = {
@@ -58,15 +62,20 @@ class Snapshot:
         self._optimizers = [KeptOptimizer(optimizer, host=host) for optimizer in optimizers]
         self._schedules = [copy.deepcopy(scheduler.state_dict()) for scheduler in self._schedulers]
         self._scale = {} if scaler is None else dict(scaler.state_dict())
+        self._averages = [
+            {
+                name: tensor.detach().to("cpu" if host else tensor.device, copy=True)
+                for name, tensor in _following(follower, self.weights.keys()).items()
+            }
+            for follower in self._followers
+        ]
 
     @torch.no_grad()
     def restore(self) -> None:
         """Bring everything back, in place; gradients are dropped."""
-        present = dict(self._model.named_parameters()) | dict(self._model.named_buffers())
-        for name, value in self.weights.items():
-            tensor = present.get(name)
-            if tensor is not None and tensor.shape == value.shape:
-                tensor.copy_(value)
+        _copy_back(self.weights, self._model)
+        for follower, kept in zip(self._followers, self._averages, strict=True):
+            _copy_back(kept, follower)
         for parameter in self._model.parameters():
             parameter.grad = None
         for scheduler, state in zip(self._schedulers, self._schedules, strict=True):
@@ -83,13 +92,16 @@ class Snapshot:
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "schedules": copy.deepcopy(self._schedules),
             "scale": dict(self._scale),
+            "averages": [
+                {name: value.clone() for name, value in kept.items()} for kept in self._averages
+            ],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Hold what another snapshot of the same training held."""
-        for name, value in state["weights"].items():
-            mine = self.weights.get(name)
-            self.weights[name] = value.to("cpu" if mine is None else mine.device, copy=True)
+        _load(self.weights, state["weights"])
+        for mine, kept in zip(self._averages, state["averages"], strict=False):
+            _load(mine, kept)
         for optimizer, kept in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
         self._schedules = copy.deepcopy(state["schedules"])
@@ -103,3 +115,26 @@ def _moving(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tens
     }
     tensors = weights | dict(model.named_buffers())
     return {name: t for name, t in tensors.items() if not is_lazy(t) and not t.is_meta}
+
+
+def _following(follower: nn.Module, names: Container[str]) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {
+        name: p
+        for name, p in follower.named_parameters()
+        if name in names or name.removeprefix("module.") in names
+    }
+    return weights | dict(follower.named_buffers())
+
+
+def _copy_back(kept: Mapping[str, Tensor], model: nn.Module) -> None:
+    present = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, value in kept.items():
+        tensor = present.get(name)
+        if tensor is not None and tensor.shape == value.shape:
+            tensor.copy_(value)
+
+
+def _load(mine: dict[str, Tensor], kept: Mapping[str, Tensor]) -> None:
+    for name, value in kept.items():
+        device = mine[name].device if name in mine else "cpu"
+        mine[name] = value.to(device, copy=True)

@@ -102,6 +102,30 @@ def test_pruned_weights_stay_pruned_and_finite():
     assert (weight == 0).any()
 
 
+@pytest.mark.filterwarnings("ignore:GuardTraining went back")
+def test_an_average_goes_back_with_the_weights():
+    average = EMAWeightAveraging(decay=0.9)
+    sizes = []
+
+    class Grows(Guarded):
+        def training_step(self, batch, batch_idx):
+            if batch_idx < 7:
+                with torch.no_grad():  # as a rate that is too large does
+                    self.net[0].weight.mul_(10.0)
+            return super().training_step(batch, batch_idx)
+
+        def on_train_batch_end(self, *_):
+            sizes.append(float(average._average_model.module.net[0].weight.abs().max()))
+
+    bad = [torch.full_like(GOOD[0], NAN)] * 2
+    guard = GuardTraining(math.inf, max_trips=2, window=99)
+    with undone:
+        fit(Grows([*GOOD[:7], *bad, GOOD[7]]), guard, average, max_epochs=1)
+    assert guard.rollbacks == 1
+    assert sizes[6] > 1e4
+    assert sizes[-1] < 1.0
+
+
 class Validates(Guarded):
     """Notes how many weights are zero when it is validated."""
 
