@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from stablelightning.report.files import written_whole
+from stablelightning.files import written_whole
 from stablelightning.report.redact import redact_secrets
 
 

@@ -3,7 +3,7 @@
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 from stablelightning.errors import (
     ModelError,
     NothingRandomError,
-    OutputError,
     RecipeError,
     StableLightningError,
 )
+from stablelightning.files import written_whole
 from stablelightning.model.export_check import Run, check_distribution, check_outputs
 from stablelightning.model.export_dropout import DRAWN_DROPOUT
 from stablelightning.model.footprint import Footprint
@@ -118,7 +118,7 @@ def export_model(
     """
     target = _target(path, ".pt2", samples)
     task = _Task(model, example_batch, mc=mc, dynamic_batch=dynamic_batch, samples=samples)
-    with task.alone(), _written_whole(target) as file:
+    with task.alone(), written_whole(target) as file:
         program = task.program()
         try:
             torch.export.save(program, file)
@@ -177,7 +177,7 @@ def export_onnx(
     for name in ("onnx", "onnxscript"):
         require(name, extra="onnx")
     task = _Task(model, example_batch, mc=mc, dynamic_batch=dynamic_batch, samples=samples)
-    with task.alone(), _written_whole(target) as file:
+    with task.alone(), written_whole(target) as file:
         try:
             # Into one file: weights beside it would keep the temporary name.
             program = task.program().run_decompositions(DRAWN_DROPOUT if mc else {})
@@ -361,21 +361,3 @@ def _target(path: str | os.PathLike[str], suffix: str, samples: int) -> Path:
 
 def _megabytes(file: Path) -> float:
     return file.stat().st_size / 1e6
-
-
-@contextmanager
-def _written_whole(target: Path) -> Iterator[Path]:
-    """A temporary file beside the target, which takes its place only when all has gone well."""
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, target)
-    except OSError as error:
-        raise OutputError(
-            f"{target.name} must be written to {target.parent}, and that failed "
-            f"({error.strerror or error}); choose another folder or free this one."
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

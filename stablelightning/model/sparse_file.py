@@ -5,14 +5,14 @@ import os
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stablelightning.errors import CheckpointError, OutputError
+from stablelightning.errors import CheckpointError
+from stablelightning.files import written_whole
 
 #: What a file of ours says that it is.
 _FORMAT = "stablelightning.sparse.1"
@@ -40,6 +40,7 @@ def save_sparse(model: nn.Module, path: str | os.PathLike[str]) -> int:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> from stablelightning.model.prune import prune_model
         >>> net = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 8))
         >>> _ = prune_model(net, 0.9)
@@ -47,21 +48,10 @@ def save_sparse(model: nn.Module, path: str | os.PathLike[str]) -> int:
         >>> save_sparse(net, path) < 0.3 * 4 * sum(p.numel() for p in net.parameters())
         True
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(_sparse_bytes(model))
-        os.replace(temporary, target)
-        return target.stat().st_size
-    except OSError as error:
-        raise OutputError(
-            f"{target.name} must be written to {target.parent}, and that failed "
-            f"({error.strerror or error}); choose another path or free this one."
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    content = _sparse_bytes(model)
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
+    return len(content)
 
 
 def load_sparse(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
@@ -80,6 +70,7 @@ def load_sparse(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> net, other = nn.Linear(3, 2), nn.Linear(3, 2)
         >>> path = Path(tempfile.mkdtemp()) / "net.pt"
         >>> _ = save_sparse(net, path)

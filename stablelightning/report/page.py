@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stablelightning.files import written_whole
 from stablelightning.optional import require
 from stablelightning.report.depth import DEPTH_HEIGHT, DEPTH_WIDTH, depth_sentence, draw_depth
 from stablelightning.report.depth import SEVERITIES as SEVERITY_COLOURS
@@ -18,7 +19,6 @@ from stablelightning.report.diagnosis import (
     short_number,
     summary_line,
 )
-from stablelightning.report.files import written_whole
 from stablelightning.report.section import Section, sentence, svg
 from stablelightning.report.style import COLOURS, DPI, FAINT, INK, MUTED, new_figure
 

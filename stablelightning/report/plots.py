@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stablelightning.errors import DataError
-from stablelightning.report.files import written_whole
+from stablelightning.files import written_whole
 from stablelightning.report.intervals import interval_calibration, interval_plot
 from stablelightning.report.statistics import Array, Floats, as_floats, auroc, wilson_interval
 from stablelightning.report.style import (

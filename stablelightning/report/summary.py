@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from stablelightning.errors import DataError, StableLightningWarning
+from stablelightning.files import written_whole
 from stablelightning.optional import require
-from stablelightning.report.files import written_whole
 from stablelightning.report.statistics import auroc
 
 Summary = dict[str, float | None]

@@ -39,7 +39,7 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(
             f"{target.name} must be written to {target.parent}, and that failed "
-            f"({error.strerror or error}); choose another --output folder or free this one."
+            f"({error.strerror or error}); choose another folder or free this one."
         ) from error
     finally:
         with suppress(OSError):
