@@ -7,11 +7,10 @@ from functools import wraps
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
 
-from stablelightning.callbacks.gradients import gradients_of
+from stablelightning.callbacks.gradients import gradients_of, require_graph
 from stablelightning.callbacks.guard_gradients import (
     KeptGradients,
     drop_gradients,
@@ -24,7 +23,6 @@ from stablelightning.callbacks.guard_undo import (
     evaluates_repeatedly,
     loss_scaler,
 )
-from stablelightning.errors import ModelError
 
 #: So many bad batches in a row are each given the same random numbers, as if the others had not
 #: been. Where the draws themselves are at fault (the logarithm of a zero that was drawn), every
@@ -144,12 +142,7 @@ class BatchGuard:
         Raises:
             ModelError: no gradient flows from the loss.
         """
-        if not loss.requires_grad and not is_overridden("backward", self._module):
-            raise ModelError(
-                "a loss must depend on the model's parameters, and no gradient flows from that of "
-                f"{type(self._module).__name__}.training_step to them; leave out .detach(), "
-                ".item() and torch.no_grad()."
-            )
+        require_graph(loss, self._module)
         self._losses.append(loss.detach())
         if self._accumulates:
             self._gradients.take(parameters_of_all(self._trainer.optimizers))

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
+from stablelightning.callbacks import ClipGradientNorm, GuardTraining, MonitorSignals
 from stablelightning.callbacks.order import put_in_order
 from tests.callbacks.modules import quiet_trainer
 from tests.contracts.models import Seeded, weights
@@ -76,11 +77,6 @@ def test_trains_with_a_scaled_loss(kind, device, scale):
 
 
 def test_the_recommended_callbacks_act_in_order_whatever_the_list_says():
-    from stablelightning.callbacks.clip import ClipGradientNorm
-    from stablelightning.callbacks.guard import GuardTraining
-
-    from stablelightning.callbacks.monitor import MonitorSignals
-
     wanted = [GuardTraining, MonitorSignals, ClipGradientNorm]
     trainer = quiet_trainer(*(kind() for kind in reversed(wanted)))
     put_in_order(trainer)
