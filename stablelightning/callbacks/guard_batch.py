@@ -204,7 +204,7 @@ class BatchGuard:
             return output
 
         # Lightning unwraps once to see which arguments a step takes.
-        step.__wrapped__ = getattr(training_step, "__wrapped__", training_step)  # type: ignore[attr-defined]
+        step.__wrapped__ = getattr(training_step, "__wrapped__", training_step)
         return step
 
     def after_step(self) -> None:
