@@ -191,7 +191,10 @@ class PruneWeights(StableCallback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep early stopping from comparing a sparser model with a denser one."""
-        if trainer.state.fn == TrainerFn.FITTING and not self.is_complete:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        self._hold_averages(trainer)
+        if not self.is_complete:
             hold_early_stopping(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -298,7 +301,12 @@ class PruneWeights(StableCallback):
                 parameter.masked_fill_(dropped, 0)
 
     def _hold_averages(self, trainer: L.Trainer) -> None:
-        """An average that has a zero here and averages zeros from now on, keeps it."""
+        """An average that has a zero here and averages zeros from now on, keeps it.
+
+        Unless a guard goes back, and brings an older average back with the weights.
+        """
+        if not self._dropped:
+            return
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             average = getattr(callback, "_average_model", None)
             if isinstance(average, nn.Module):
@@ -352,6 +360,12 @@ class PruneWeights(StableCallback):
             "changes": [dict(change) for change in self.changes],
             "before": dict(self.before),
         }
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Hold averages, too, which are saved in the place of the weights."""
+        self._hold_averages(trainer)
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
