@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
@@ -14,7 +14,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from stablelightning.callbacks.optimizer_modes import SwitchOptimizerModes, has_modes
 from stablelightning.callbacks.training_length import training_epochs, training_steps
-from stablelightning.errors import ModelError, RecipeError, StableLightningWarning
+from stablelightning.errors import (
+    ModelError,
+    RecipeError,
+    StableLightningError,
+    StableLightningWarning,
+)
 from stablelightning.hyperparameters import Settings
 from stablelightning.model.optimizer_settings import harmful_settings
 from stablelightning.model.schedule_length import (
@@ -24,6 +29,8 @@ from stablelightning.model.schedule_length import (
     schedule_config,
     training_of,
 )
+
+_T = TypeVar("_T")
 
 #: Set while the doctor looks on, who tells what is wrong himself.
 _EXAMINED: ContextVar[bool] = ContextVar("examined", default=False)
@@ -78,7 +85,7 @@ def configured(module: L.LightningModule, settings: Settings) -> Any:
         return optimizer
     length = _Length(module, settings.scheduler_interval)
     with training_of(length.filled):
-        scheduler = settings.scheduler(optimizer)
+        scheduler = _made(settings.scheduler, optimizer, "scheduler")
     config = schedule_config(scheduler, monitor=settings.monitor)
     config["interval"] = settings.scheduler_interval or interval_of(scheduler)
     if not _EXAMINED.get():
@@ -91,7 +98,7 @@ def _optimizer(module: L.LightningModule, settings: Settings) -> Optimizer:
     # Not a default of the argument: a recipe that names another optimizer would inherit Adam's
     # own settings (jsonargparse merges them), such as a weight decay of 0.
     make: Callable[[Any], Optimizer] = settings.optimizer or Adam
-    optimizer = make(module.parameters())
+    optimizer = _made(make, module.parameters(), "optimizer")
     for_model = getattr(optimizer, "groups_for", None)
     if settings.parameter_groups is None and not callable(for_model):
         return optimizer
@@ -99,7 +106,19 @@ def _optimizer(module: L.LightningModule, settings: Settings) -> Optimizer:
     made = None if groups is None else groups(module, optimizer)
     made = for_model(module, made) if callable(for_model) else made
     _check_complete(module, made)
-    return make(made)
+    return _made(make, made, "optimizer")
+
+
+def _made(make: Callable[[Any], _T], argument: Any, what: str) -> _T:
+    try:
+        return make(argument)
+    except StableLightningError:
+        raise
+    except ValueError as error:  # what torch says of settings that it cannot take
+        raise RecipeError(
+            f"the settings of the {what} must suit it, and it refuses them: "
+            f"{str(error).rstrip('.')}; mend them where the {what} is made."
+        ) from error
 
 
 def _check_complete(module: nn.Module, groups: Any) -> None:

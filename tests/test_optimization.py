@@ -274,6 +274,26 @@ def test_what_nothing_good_can_come_of_is_refused_before_a_step():
         assert math.isclose(model.configure_optimizers().param_groups[0]["momentum"], 0.99999)
 
 
+def refusing(optimizer: Any) -> Any:
+    raise ValueError("Expected positive integer total_steps, but got -1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"optimizer": partial(torch.optim.SGD, lr=0.1, nesterov=True)},
+            "the settings of the optimizer must suit it, and it refuses them: Nesterov momentum "
+            "requires a momentum and zero dampening; mend",
+        ),
+        ({"scheduler": refusing}, "scheduler .* refuses them: Expected positive .* -1; mend"),
+    ],
+)
+def test_what_torch_refuses_is_a_setting_to_mend(settings, words):
+    with pytest.raises(RecipeError, match=words):
+        module(**settings).configure_optimizers()
+
+
 def test_what_is_seldom_meant_is_warned_of():
     model = module(optimizer=partial(torch.optim.Adam, betas=(0.95, 0.9)))
     with pytest.warns(StableLightningWarning, match="adam|Adam: betas"):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from stablelightning.callbacks.base import StableCallback
-from stablelightning.callbacks.gradients import Gradients, gradients_of
+from stablelightning.callbacks.gradients import Gradients, gradients_of, require_graph
 from stablelightning.errors import MissingPackageError, RecipeError
 from stablelightning.functional.clip import whole
 from stablelightning.model.clip import AutoThreshold, ClipRecord
@@ -172,6 +172,12 @@ class ClipGradients(StableCallback):
         if trainer.global_step == 0:
             self._accounts, self._drawn = {}, set()
 
+    def on_before_backward(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor
+    ) -> None:
+        """Refuse a loss that leaves no gradients to clip."""
+        require_graph(loss, pl_module)
+
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
@@ -312,7 +318,8 @@ class ClipGradients(StableCallback):
         if trainer.gradient_clip_val:
             raise RecipeError(
                 f"gradients must be clipped once, got {name} beside "
-                f"Trainer(gradient_clip_val={trainer.gradient_clip_val}); remove one of them."
+                f"Trainer(gradient_clip_val={trainer.gradient_clip_val}); leave one of them out "
+                "(recommended_callbacks() and the slot stable.clip bring the callback)."
             )
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         clippers = [c for c in callbacks if isinstance(c, ClipGradients)]

@@ -7,9 +7,12 @@ from weakref import WeakKeyDictionary, ref
 import lightning as L
 import torch
 from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
+
+from stablelightning.errors import ModelError
 
 #: Elements of a gradient, in the mean, up to which a copy of all in one piece is faster than to
 #: call a kernel for each (on the CPU; measured).
@@ -145,3 +148,24 @@ def _values(gradient: Tensor) -> Tensor:
         gradient = gradient.coalesce().values()
     small = gradient.dtype in (torch.float16, torch.bfloat16)
     return gradient.float() if small else gradient
+
+
+def require_graph(loss: Tensor, module: L.LightningModule) -> None:
+    """Refuse a loss from which nothing can be learned, before torch does in words of its own.
+
+    Args:
+        loss: what is about to run backward.
+        module: whose ``training_step`` gave it; one with a ``backward`` of its own may do anything.
+
+    Raises:
+        ModelError: no gradient flows from the loss.
+
+    Example:
+        >>> require_graph(torch.ones(1, requires_grad=True).sum(), L.LightningModule())
+    """
+    if not loss.requires_grad and not is_overridden("backward", module):
+        raise ModelError(
+            "a loss must depend on the model's parameters, and no gradient flows from that of "
+            f"{type(module).__name__}.training_step to them; leave out .detach(), "
+            ".item() and torch.no_grad()."
+        )

@@ -34,6 +34,19 @@ _MISFITS = (
         "what EarlyStopping watches must be logged, and {0} is not; keep a validation set, or take "
         "it out of trainer.callbacks",
     ),
+    (
+        re.compile(
+            r"ReduceLROnPlateau conditioned on metric (\S+) which is not available. "
+            r"Available metrics are: \[([^\]]*)\]"
+        ),
+        "what a plateau watches must be logged, got {0} beside {1}; set --model.scheduler.monitor "
+        "to one of these",
+    ),
+    (
+        re.compile(r"element 0 of tensors does not require grad"),
+        "a loss must depend on the model's parameters, and no gradient flows from this one to "
+        "them; leave out .detach(), .item() and torch.no_grad(), or unfreeze a layer",
+    ),
 )
 
 

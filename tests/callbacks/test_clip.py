@@ -21,7 +21,8 @@ from stablelightning.callbacks import (
     MonitorSignals,
     NormalizeGradients,
 )
-from stablelightning.errors import RecipeError
+from stablelightning.callbacks.recommended import recommended_callbacks
+from stablelightning.errors import ModelError, RecipeError
 from tests.callbacks.modules import Plain, loader, quiet_trainer
 
 CLIPPERS = (ClipGradientNorm, ClipGradientValue, ClipGradientAdaptive, NormalizeGradients)
@@ -340,6 +341,20 @@ def test_every_tensor_gets_unit_variance():
 
 
 # ---- what is refused ----------------------------------------------------------------------------
+
+
+def test_a_loss_without_a_graph_is_refused_in_words():
+    class Graphless(Watched):
+        def training_step(self, batch, batch_idx):
+            return torch.tensor(1.0)
+
+    with pytest.raises(ModelError, match=r"Graphless\.training_step .* leave out \.detach\(\)"):
+        fitted(ClipGradientNorm(), model=Graphless)
+
+
+def test_who_took_the_recommended_callbacks_is_told_where_the_clipper_comes_from():
+    with pytest.raises(RecipeError, match=r"gradient_clip_val=1\.0\); .*recommended_callbacks"):
+        fitted(*recommended_callbacks(), gradient_clip_val=1.0)
 
 
 @every_clipper

@@ -81,3 +81,21 @@ def test_the_unexpected_is_status_one_and_points_to_debug():
     assert "KeyError" in line
     assert "--debug" in line
     assert "\n" not in line
+
+
+def test_a_loss_without_a_graph_can_be_mended():
+    with pytest.raises(RuntimeError) as caught:
+        torch.tensor(1.0).backward()
+    line, status = one_line(caught.value)
+    assert status == MEND
+    assert line.startswith("a loss must depend on the model's parameters")
+
+
+def test_a_plateau_of_what_nobody_logs_can_be_mended():
+    text = (
+        "ReduceLROnPlateau conditioned on metric val/los which is not available. Available metrics "
+        "are: ['train/loss', 'val/loss']. Condition can be set using `monitor` key in lr scheduler"
+    )
+    line, status = one_line(MisconfigurationException(text))
+    assert status == MEND
+    assert "got val/los beside 'train/loss', 'val/loss'; set --model.scheduler.monitor" in line
