@@ -199,7 +199,7 @@ class WarmupCosine(_StepSchedule):
         optimizer: Optimizer,
         *,
         total_steps: int | None = None,
-        warmup: float | int = 0.05,
+        warmup: int | float = 0.05,
         final: float = 0.0,
     ) -> None:
         steps = checked_steps(total_steps)
@@ -239,8 +239,8 @@ class WarmupStableDecay(_StepSchedule):
         optimizer: Optimizer,
         *,
         total_steps: int | None = None,
-        warmup: float | int = 0.05,
-        decay: float | int = 0.2,
+        warmup: int | float = 0.05,
+        decay: int | float = 0.2,
         final: float = 0.0,
     ) -> None:
         steps = checked_steps(total_steps)

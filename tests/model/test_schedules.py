@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from torch import nn
 from torch.optim import lr_scheduler as theirs
 
@@ -297,3 +298,19 @@ def test_settings_out_of_range_are_refused_in_words(curve, settings, words):
 def test_a_plateau_out_of_range_is_refused_in_words(settings, words):
     with pytest.raises(RecipeError, match=words):
         ours.ReduceOnPlateau(sgd(), **settings)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "name"),
+    [
+        (ours.WarmupCosine, "warmup"),
+        (ours.WarmupStableDecay, "warmup"),
+        (ours.WarmupStableDecay, "decay"),
+    ],
+)
+def test_a_recipe_may_count_in_steps(schedule, name):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(schedule, skip={"optimizer"})
+    for text, value in (("3", 3), ("0.3", 0.3)):
+        read = parser.parse_args([f"--{name}={text}"])[name]
+        assert (read, type(read)) == (value, type(value))
