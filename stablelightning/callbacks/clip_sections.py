@@ -97,12 +97,15 @@ def run_section(trainer: L.Trainer, model: L.LightningModule) -> Section | None:
     numbers: dict[str, float] = {}
     for number, (record, threshold) in enumerate(zip(clip.records, clip.thresholds, strict=True)):
         share = record.clipped / max(record.steps, 1)
-        row = [record.steps, record.clipped, f"{share:.1%}", record.not_finite]
-        rows.append([number, *row, threshold] if several else [*row, threshold])
+        row: list[Any] = [record.steps, record.clipped, f"{share:.1%}", record.not_finite]
         end = f"/{number}" if several else ""
         numbers[f"clip/share{end}"] = share
-        numbers[f"clip/threshold{end}"] = threshold
-    columns = ["steps", "clipped", "share", "not finite", "threshold"]
+        if threshold > 0:  # a share of clipped units is counted from zero on, and has none
+            numbers[f"clip/threshold{end}"] = threshold
+            row.append(threshold)
+        rows.append([number, *row] if several else row)
+    columns = ["steps", "clipped", "share", "not finite"]
+    columns += ["threshold"] if any(threshold > 0 for threshold in clip.thresholds) else []
     record, first = clip.records[0], clip.first_norms[0]
     drawn = any(math.isfinite(high) and high > 0 for high in record.highs)
     were = "was" if record.clipped == 1 else "were"  # as the title of the figure says it

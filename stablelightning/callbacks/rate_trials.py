@@ -97,7 +97,7 @@ class Trials:
             if run.stable:
                 halved = f"after {number} halving{'s' if number > 1 else ''}"
                 how = halved if number else "without halving"
-                self.words = f"at which the loss held for {self._steps} steps {how}"
+                self.words = f"the loss held for {self._steps} steps {how}"
                 return run.rate
         self.words = f"it diverged at every rate from {rate:.2g} down to {run.rate:.2g}"
         return None

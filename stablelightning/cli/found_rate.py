@@ -23,12 +23,18 @@ def found_rate(trainer: L.Trainer, model: L.LightningModule) -> Section | None:
         if not history:
             continue
         found = callback.suggested
-        lead = "no learning rate was found" if found is None else f"found {found:.2g}"
+        own = f"{history['own']:.2g}"
+        if found is None:
+            lead = f"no learning rate was found, kept {own}"
+        elif history["applied"]:
+            lead = f"found {found:.2g} (was {own})"
+        else:
+            lead = f"suggested {found:.2g}, kept {own}"
         numbers = {"suggested": found, "diverged_at": callback.diverged_at}
         return Section(
             "learning_rate",
             "Learning rate",
-            f"{lead} (was {history['own']:.2g}): {history['reason']}",
+            f"{lead}: {history['reason']}",
             ["rate", "loss at the end", "steps"],
             [[run["rate"], run["score"], len(run["losses"])] for run in history["runs"]],
             learning_rate_figure(history) if history["runs"] or history.get("rates") else None,

@@ -5,7 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stablelightning.callbacks import ClipGradientNorm, ClipGradientValue, NormalizeGradients
+from stablelightning.callbacks import (
+    ClipGradientAdaptive,
+    ClipGradientNorm,
+    ClipGradientValue,
+    NormalizeGradients,
+)
 from stablelightning.callbacks.clip_sections import doctor_section, gradient_norms, run_section
 from tests.callbacks.modules import Plain, loader, quiet_trainer
 from tests.contracts.models import Seeded
@@ -73,6 +78,13 @@ def test_a_run_that_clips_values_has_a_picture_of_its_own():
     section = run_section(*fitted(ClipGradientValue(0.01)))
     assert section.figure.axes[0].get_ylabel() == "largest entry of the gradients"
     assert section.numbers == {"clip/share": 1.0, "clip/threshold": 0.01}
+
+
+def test_clipping_unit_by_unit_has_no_threshold_to_tell():
+    section = run_section(*fitted(ClipGradientAdaptive(1e-4)))
+    assert section.numbers == {"clip/share": 1.0}
+    assert section.columns == ["steps", "clipped", "share", "not finite"]
+    assert [len(row) for row in section.rows] == [4]
 
 
 def test_nothing_to_tell():

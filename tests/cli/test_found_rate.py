@@ -28,6 +28,12 @@ def test_a_sweep_becomes_numbers_a_table_and_a_picture():
     str(section)
 
 
+def test_a_rate_that_was_only_suggested_is_not_called_found():
+    section = section_of(FindLearningRate(steps=60, confirm_steps=40, apply=False))
+    assert section.lead.startswith("suggested ")
+    assert ", kept 0.001: " in section.lead
+
+
 def test_what_did_not_diverge_has_no_number_for_it():
     section = section_of(HalveLearningRate(steps=5))
     assert list(section.numbers) == ["learning_rate/suggested"]
