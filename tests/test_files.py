@@ -33,7 +33,7 @@ def test_parents_are_made_and_the_suffix_is_kept(tmp_path: Path) -> None:
 def test_a_file_in_the_place_of_the_folder_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with (
-        pytest.raises(OutputError, match=r"numbers\.json must be written to .*taken.*another folder"),
+        pytest.raises(OutputError, match=r"must be written to .*taken.*another folder"),
         written_whole(tmp_path / "taken" / "numbers.json") as temporary,
     ):
         temporary.write_text("never")

@@ -1,25 +1,19 @@
 """What two processes saw of guarded runs; started once for all tests."""
 
 import math
-import os
-import socket
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-import torch.multiprocessing
 from torch import Tensor
 
 from stablelightning.callbacks.guard import GuardTraining
 from stablelightning.errors import DivergedError
 from tests.callbacks.guarded import Guarded, batches, fit, outcome
+from tests.processes import WORLD, reports_of
 
-WORLD = 2
-PATIENCE_SECONDS = 240
 NAN, INF = math.nan, math.inf
 
 #: Row 0 of a batch that this process, or any, must leave out begins with this.
@@ -134,28 +128,8 @@ def _run(model: OnRanks, *callbacks: L.Callback, **settings: Any) -> dict[str, A
 
 def run_on_two_processes(folder: Path) -> list[dict[str, Any]]:
     """What each process reports, by rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = torch.multiprocessing.start_processes(
-        _process, (str(folder), port), nprocs=WORLD, join=False, start_method="spawn"
-    )
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    try:
-        while not processes.join(timeout=1):
-            if time.monotonic() > deadline:
-                raise TimeoutError("the two processes wait for each other")
-    finally:
-        for process in processes.processes:
-            if process.is_alive():
-                process.kill()
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
+    return reports_of(_report, folder)
 
 
-def _process(rank: int, folder: str, port: int) -> None:
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0"
-    )
-    torch.set_num_threads(1)
-    report = {name: run() for name, run in scenarios().items()}
-    torch.save(report, Path(folder) / f"{rank}.pt")
+def _report(rank: int) -> dict[str, Any]:
+    return {name: run() for name, run in scenarios().items()}

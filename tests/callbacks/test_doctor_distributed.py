@@ -1,21 +1,16 @@
 """On two processes the first one decides, and both train the same cured model."""
 
-import os
-import socket
-import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
 from torch import nn
 from torch.utils.data import DataLoader
 
 from stablelightning.callbacks.doctor import ConsultDoctor
 from stablelightning.model.cures import recorded_treatments
 from tests.callbacks.modules import Plain, data, quiet_trainer
-from tests.contracts.distributed import PATIENCE_SECONDS, WORLD
+from tests.processes import WORLD, reports_of
 
 
 class Deep(Plain):
@@ -41,11 +36,7 @@ class FailsOnOne(Deep):
         return super().train_dataloader()
 
 
-def _process(rank: int, folder: str, port: int) -> None:
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0"
-    )
-    torch.set_num_threads(1)
+def _report(rank: int) -> dict[str, Any]:
     settings: dict[str, Any] = {"strategy": "ddp", "devices": WORLD, "max_epochs": 1}
     model, doctor = Deep(rank), ConsultDoctor(apply=True)
     quiet_trainer(doctor, **settings).fit(model)
@@ -58,28 +49,12 @@ def _process(rank: int, folder: str, port: int) -> None:
         quiet_trainer(ConsultDoctor(), **settings).fit(FailsOnOne(rank))
     except Exception as error:
         report["failure"] = str(error)
-    torch.save(report, Path(folder) / f"{rank}.pt")
+    return report
 
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("distributed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = torch.multiprocessing.start_processes(
-        _process, (str(folder), port), nprocs=WORLD, join=False, start_method="spawn"
-    )
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    try:
-        while not processes.join(timeout=1):
-            if time.monotonic() > deadline:
-                raise TimeoutError("the two processes wait for each other")
-    finally:
-        for process in processes.processes:
-            if process.is_alive():
-                process.kill()
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    return reports_of(_report, tmp_path_factory.mktemp("distributed"))
 
 
 def test_both_train_the_same_cured_model(reports):

@@ -1,12 +1,9 @@
 import copy
-import os
-import socket
 import warnings
 
 import lightning as L
 import pytest
 import torch
-import torch.multiprocessing
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
@@ -17,6 +14,7 @@ from stablelightning.callbacks import InitializeWeights
 from stablelightning.errors import RecipeError, StableLightningWarning
 from stablelightning.report.wandb import RunLogger, finish_run
 from tests.callbacks.modules import quiet_trainer
+from tests.processes import reports_of
 from tests.report.offline import read_offline_run
 
 
@@ -357,11 +355,7 @@ def test_the_report_is_a_table_of_the_wandb_run(tmp_path):
 # ---- two processes ------------------------------------------------------------------------------
 
 
-def _process(rank, folder, port):
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0"
-    )
-    torch.set_num_threads(1)
+def _report(rank):
     seen = {}
     for name, make in {
         "plain": Net,
@@ -378,17 +372,11 @@ def _process(rank, folder, port):
         trainer = quiet_trainer(callback, look, strategy="ddp", devices=2, max_epochs=1)
         trainer.fit(model, DataLoader(data(), batch_size=8))
         seen[name] = look.before_wrapping, callback.report is not None
-    torch.save(seen, f"{folder}/{rank}.pt")
+    return seen
 
 
 def test_two_processes_with_different_seeds_start_equal(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.start_processes(
-        _process, (str(tmp_path), port), nprocs=2, start_method="spawn"
-    )
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
+    first, second = reports_of(_report, tmp_path)
     for name in ("plain", "lazy"):
         assert same(first[name][0], second[name][0])
         assert (first[name][1], second[name][1]) == (True, False)

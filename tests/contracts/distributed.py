@@ -1,27 +1,19 @@
 """Two gloo processes, started once, in which every callback runs; tests read what they saw."""
 
-import os
-import socket
-import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-import torch.multiprocessing
 from torch.utils.data import DataLoader
 
 from tests.callbacks.modules import data, loader, quiet_trainer
 from tests.contracts.models import OnlyOneRankReads, Seeded, weights
 from tests.contracts.public import make, public_callbacks
-
-WORLD = 2
+from tests.processes import WORLD, reports_of
 
 #: No multiple of the processes nor of the batches: the sampler pads, the last batch is short.
 ROWS = 21
-
-#: A run that takes longer hangs in a collective.
-PATIENCE_SECONDS = 240
 
 
 class Distributed(Seeded):
@@ -38,35 +30,14 @@ class Distributed(Seeded):
 
 def run_on_two_processes(folder: Path) -> list[dict[str, Any]]:
     """What each process reports, by rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = torch.multiprocessing.start_processes(
-        _process, (str(folder), port), nprocs=WORLD, join=False, start_method="spawn"
-    )
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    try:
-        while not processes.join(timeout=1):
-            if time.monotonic() > deadline:
-                raise TimeoutError("the two processes wait for each other")
-    finally:
-        for process in processes.processes:
-            if process.is_alive():
-                process.kill()
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
+    return reports_of(_report, folder)
 
 
-def _process(rank: int, folder: str, port: int) -> None:
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0"
-    )
-    torch.set_num_threads(1)
-    report: dict[str, Any] = {}
-    for kind in public_callbacks():
-        report[kind.__name__] = _all_loops(kind)
+def _report(rank: int) -> dict[str, Any]:
+    report: dict[str, Any] = {kind.__name__: _all_loops(kind) for kind in public_callbacks()}
     report["none"] = _all_loops(None)
     report["one rank fails"] = _one_rank_fails()
-    torch.save(report, Path(folder) / f"{rank}.pt")
+    return report
 
 
 def _trainer(*callbacks: L.Callback, **settings: Any) -> L.Trainer:

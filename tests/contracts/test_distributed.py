@@ -6,9 +6,10 @@ from torch.utils.data import DistributedSampler
 
 from stablelightning.model.monitor import QUANTITIES
 from tests.callbacks.modules import data, quiet_trainer
-from tests.contracts.distributed import ROWS, WORLD, Distributed, run_on_two_processes
+from tests.contracts.distributed import ROWS, Distributed, run_on_two_processes
 from tests.contracts.public import OBSERVERS, make, public_callbacks
 from tests.contracts.test_callbacks import same
+from tests.processes import WORLD
 
 every_callback = pytest.mark.parametrize(
     "name", [kind.__name__ for kind in public_callbacks()], ids=str
