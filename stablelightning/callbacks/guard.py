@@ -216,6 +216,8 @@ class GuardTraining(StableCallback):
             return
         if self._snapshots.is_empty:
             self._take_snapshot(trainer)
+        elif batch_idx == 0:  # layers are unfrozen between epochs
+            self._snapshots.complete(trainer)
         self._batch.start(batch, batch_idx)
 
     def on_before_backward(

@@ -90,14 +90,22 @@ class Snapshots:
             The factor on rates, and what was usual, when it was taken.
         """
         chosen = self._chosen()
-        if chosen.snapshot is None:
-            chosen.snapshot = _snapshot(trainer, self._host)
-            chosen.snapshot.load_state_dict(chosen.content)
-            chosen.content = {}
-        chosen.snapshot.restore()
+        self._bound(chosen, trainer).restore()
         # What confirmed it was undone with what came after it.
         self._kept = self._kept[: self._kept.index(chosen) + 1]
         return chosen.factor, copy.deepcopy(chosen.usual)
+
+    def complete(self, trainer: L.Trainer) -> None:
+        """Take up weights that were frozen and are trained from now on."""
+        for kept in self._kept:
+            self._bound(kept, trainer).complete()
+
+    def _bound(self, kept: _Kept, trainer: L.Trainer) -> Snapshot:
+        if kept.snapshot is None:
+            kept.snapshot = _snapshot(trainer, self._host)
+            kept.snapshot.load_state_dict(kept.content)
+            kept.content = {}
+        return kept.snapshot
 
     def drop(self, *, all_but_newest: bool = False) -> None:
         """Forget all, or all but the newest."""

@@ -1,6 +1,7 @@
 """What an optimizer holds besides the parameters: copied, and given back to the bit."""
 
 import copy
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -37,8 +38,10 @@ class KeptOptimizer:
     def restore(self) -> None:
         """Give the optimizer back what was copied; parameters stay as they are."""
         restore_groups(self._optimizer, self._groups)
-        for parameter, kept in zip(_parameters(self._optimizer), self._states, strict=False):
-            _restore_state(self._optimizer, parameter, kept)
+        # Parameters of groups that were added since had no state.
+        for parameter, kept in zip_longest(_parameters(self._optimizer), self._states):
+            if parameter is not None:
+                _restore_state(self._optimizer, parameter, kept)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, as tensors and plain types."""

@@ -15,7 +15,8 @@ from stablelightning.model.kept_optimizer import KeptOptimizer
 class Snapshot:
     """Copies of weights, buffers, optimizers, schedulers and the loss scaler.
 
-    Weights that no optimizer holds and no gradient reaches are left out: nothing moves them.
+    Weights that no optimizer holds and no gradient reaches are left out: nothing moves them. Where
+    some of them begin to move, :meth:`complete` takes them up.
 
     Args:
         model: the model that is trained.
@@ -52,23 +53,29 @@ class Snapshot:
         host: bool = False,
     ) -> None:
         self._model = model
+        self._trained = list(optimizers)
         self._followers = list(followers)
         self._schedulers = list(schedulers)
         self._scaler = scaler
-        self.weights = {
-            name: tensor.detach().to("cpu" if host else tensor.device, copy=True)
-            for name, tensor in _moving(model, optimizers).items()
-        }
+        self._host = host
+        self.weights: dict[str, Tensor] = {}
+        self._averages: list[dict[str, Tensor]] = [{} for _ in self._followers]
+        self.complete()
         self._optimizers = [KeptOptimizer(optimizer, host=host) for optimizer in optimizers]
         self._schedules = [copy.deepcopy(scheduler.state_dict()) for scheduler in self._schedulers]
         self._scale = {} if scaler is None else dict(scaler.state_dict())
-        self._averages = [
-            {
-                name: tensor.detach().to("cpu" if host else tensor.device, copy=True)
-                for name, tensor in _following(follower, self.weights.keys()).items()
-            }
-            for follower in self._followers
-        ]
+
+    def complete(self) -> None:
+        """Copy what moves from now on and did not before: it is what it was then."""
+        self._add(self.weights, _moving(self._model, self._trained))
+        for follower, kept in zip(self._followers, self._averages, strict=True):
+            self._add(kept, _following(follower, self.weights.keys()))
+
+    def _add(self, kept: dict[str, Tensor], present: Mapping[str, Tensor]) -> None:
+        for name, tensor in present.items():
+            if name not in kept:
+                device = "cpu" if self._host else tensor.device
+                kept[name] = tensor.detach().to(device, copy=True)
 
     @torch.no_grad()
     def restore(self) -> None:

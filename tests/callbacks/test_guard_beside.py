@@ -3,9 +3,14 @@
 import math
 from contextlib import nullcontext
 
+import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+)
 
 from stablelightning.callbacks import (
     ClipGradientNorm,
@@ -124,6 +129,44 @@ def test_an_average_goes_back_with_the_weights():
     assert guard.rollbacks == 1
     assert sizes[6] > 1e4
     assert sizes[-1] < 1.0
+
+
+class Unfreezes(Guarded):
+    """Trains its head, and in the second epoch all, which diverges."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.backbone = self.net[:4]
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if self.current_epoch == 1 and batch_idx < 3:
+            with torch.no_grad():  # as a rate that is too large does
+                self.net[0].weight.mul_(1e3)
+        return loss * NAN if self.current_epoch == 1 and batch_idx in (3, 4) else loss
+
+    def configure_optimizers(self):
+        return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=0.01)
+
+
+@pytest.mark.filterwarnings("ignore:GuardTraining went back")
+def test_layers_that_were_unfrozen_since_go_back_too():
+    model, guard = Unfreezes(GOOD), GuardTraining(math.inf, max_trips=2, window=99)
+    before = model.net[0].weight.detach().clone()
+    moved = []
+
+    class Looks(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.current_epoch == 1:
+                moved.append(float((pl_module.net[0].weight - before).abs().max()))
+
+    with undone:
+        trainer = fit(model, guard, BackboneFinetuning(1), Looks())
+    assert guard.rollbacks == 1
+    assert moved[2] > 1e6
+    assert moved[4] == 0.0
+    assert moved[5] > 0.0  # trained on
+    assert len(trainer.optimizers[0].param_groups) == 2
 
 
 class Validates(Guarded):
