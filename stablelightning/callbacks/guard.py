@@ -22,6 +22,7 @@ from stablelightning.callbacks.guard_settings import (
 )
 from stablelightning.callbacks.guard_snapshots import Snapshots, scale_all_learning_rates
 from stablelightning.callbacks.guard_undo import is_by_steps
+from stablelightning.callbacks.resume import checkpoint_to_load
 from stablelightning.callbacks.shards import refuse_shards
 from stablelightning.callbacks.steps import replace_method
 from stablelightning.errors import DivergedError, StableLightningWarning
@@ -182,6 +183,8 @@ class GuardTraining(StableCallback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stand behind every step of the optimizer and of its schedules."""
+        if self.learning_rate_factor != 1 and not checkpoint_to_load(trainer):  # a second fit
+            scale_all_learning_rates(trainer, self.learning_rate_factor)  # of new optimizers
         batch = self._batch = BatchGuard(trainer, pl_module, self._judge)
         usual_step, usual_schedule = pl_module.optimizer_step, pl_module.lr_scheduler_step
 

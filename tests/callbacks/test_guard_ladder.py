@@ -224,3 +224,18 @@ def test_nothing_is_held_after_a_run():
     assert guard.state_dict()["snapshots"] == []
     held = [value for value in vars(guard).values() if isinstance(value, nn.Module)]
     assert held == []
+
+
+def test_a_second_fit_goes_on_with_the_rate_that_was_cut(tmp_path):
+    class Plain(Guarded):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.05)
+
+    good, guard = batches(4), GuardTraining(max_trips=1)
+    trainer = fit(Plain([*good, *bad(1)]), guard, max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "cut.ckpt")
+    for ckpt_path in (None, tmp_path / "cut.ckpt"):
+        trainer.fit_loop.max_epochs += 1
+        trainer.fit(Plain(good), ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+        assert guard.learning_rate_factor == 0.5
+        assert trainer.optimizers[0].param_groups[0]["lr"] == 0.025
