@@ -10,7 +10,8 @@ from stablelightning.callbacks.stop_early import StopEarly
 def forget_best_checkpoints(trainer: L.Trainer) -> None:
     """Let the next checkpoint of each ``ModelCheckpoint`` be better than those it has kept.
 
-    The files stay until better ones replace them, worst first.
+    The files stay until better ones replace them, worst first. ``StopEarly`` keeps weights, and
+    lets go of them.
 
     Args:
         trainer: with its callbacks; their scores are changed.
@@ -24,6 +25,8 @@ def forget_best_checkpoints(trainer: L.Trainer) -> None:
         {'old.ckpt': tensor(inf)}
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, StopEarly):
+            callback.forget_best()
         if not isinstance(callback, ModelCheckpoint) or not callback.best_k_models:
             continue
         worst = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)

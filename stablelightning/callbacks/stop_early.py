@@ -103,6 +103,16 @@ class StopEarly(StableCallback):
         """The best value of what is monitored; ``nan`` before the first check."""
         return float("nan") if self.best_epoch == _NEVER else float(self._stopping.best_score)
 
+    def forget_best(self) -> None:
+        """Let go of the best weights: the model is another now, and its next check is the best.
+
+        A training that ends before there is one ends with its last weights.
+        """
+        self._best = None
+        self.best_epoch, self._best_step = _NEVER, _NEVER
+        worst = torch.inf if self.mode == "min" else -torch.inf
+        self._stopping.best_score = torch.full_like(self._stopping.best_score, worst)
+
     # ---- when -----------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

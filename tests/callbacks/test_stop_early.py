@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
-from stablelightning.callbacks import GuardTraining, StopEarly
+from stablelightning.callbacks import GuardTraining, PruneGradually, StopEarly
 from stablelightning.cli.checkpoint import KeepBest
 from stablelightning.errors import RecipeError, StableLightningWarning
 from tests.callbacks.modules import loader, quiet_trainer
@@ -233,6 +233,20 @@ def test_a_checkpoint_at_the_best_step_may_hold_weights_that_a_guard_brought_bac
     assert not same(model.by_epoch[0], model.by_epoch[1])
     kept = torch.load(tmp_path / "back.ckpt", weights_only=True)["callbacks"][stop.state_key]
     assert same([kept["weights"][name] for name in model.state_dict()], model.by_epoch[0])
+
+
+def test_the_best_of_a_dense_model_is_not_that_of_a_sparse_one():
+    stop, prune = StopEarly(), PruneGradually(0.5, start=0.5, end=0.9, every_n_steps=1)
+    lasts = []
+
+    class Keeps(Scripted):
+        def on_train_batch_end(self, *_):
+            lasts[:] = weights(self)
+
+    _, model = fit(prune, stop, model=Keeps(), max_epochs=3, check_val_every_n_epoch=2)
+    assert prune.is_complete
+    assert stop.best_epoch == -1  # the only check was of a denser one
+    assert same(weights(model), lasts)
 
 
 # ---- weight averaging ---------------------------------------------------------------------------
