@@ -3,7 +3,7 @@
 import os
 import re
 
-from stablelightning.errors import StableLightningError
+from stablelightning.errors import DivergedError, StableLightningError
 
 MEND = 2  #: the reader can mend it: a setting, a file, the data, the environment
 BROKEN = 1  #: nobody expected it
@@ -55,13 +55,16 @@ def one_line(error: BaseException) -> tuple[str, int]:
 
     Errors that are not ours are rewritten where their cause is known (a file that is missing, a
     checkpoint of another model, a setting that Lightning refuses, parts that do not fit).
-    Anything else is unexpected: its own first line, and where to see more.
+    A training that was given up has a report of several lines. Anything else is unexpected: its own
+    first line, and where to see more.
 
     Example:
         >>> line, status = one_line(FileNotFoundError(2, "No such file or directory", "data.csv"))
         >>> print(status, line)
         2 data.csv must be a file that can be read: No such file or directory; check the path.
     """
+    if isinstance(error, DivergedError):  # a report of what happened, step by step
+        return str(error), MEND
     text = _flat(str(error)) or type(error).__name__
     for misfit, told in _MISFITS:  # also inside an error of ours that tells what torch said
         if found := misfit.search(text):

@@ -1,6 +1,8 @@
 """One run of a recipe: train, test the best checkpoint with Monte Carlo dropout, report."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from stablelightning.callbacks.clip_base import ClipGradients
+from stablelightning.callbacks.gap import MeasureGap
+from stablelightning.callbacks.guard import GuardTraining
 from stablelightning.callbacks.uncertainty import EstimateUncertainty
 from stablelightning.cli.leave import leave_results, require_what_is_needed
 from stablelightning.cli.lightning import StableCLI
@@ -24,9 +29,11 @@ from stablelightning.cli.quiet import ProgressBar, quiet
 from stablelightning.cli.record import resolved_recipe, write_recipe
 from stablelightning.cli.run import Plan
 from stablelightning.cli.slots import SLOTS
-from stablelightning.errors import RecipeError, StableLightningWarning
+from stablelightning.errors import DivergedError, RecipeError, StableLightningWarning
 from stablelightning.report.wandb import finish_run, log_config
 
+#: Callbacks whose part of the report is about training, not about the model that was tested.
+_TELLERS = (GuardTraining, ClipGradients, MeasureGap)
 _LOGGER = {"class_path": "stablelightning.report.wandb.RunLogger"}
 
 
@@ -141,7 +148,8 @@ def run_plan(plan: Plan) -> None:
             leave_results(cli.trainer, plan.folder, unknown=cli.unknown, seconds=seconds)
     except BaseException as error:
         finish_run(cli.trainer.loggers, failed=True)
-        if first and not cli.trainer.global_step:
+        # Who gave up was brought back, perhaps to step 0; what it wrote of that is wanted.
+        if first and not cli.trainer.global_step and not isinstance(error, DivergedError):
             remove_stillborn(plan.folder, made)
         if cli.trainer.interrupted and isinstance(error, SystemExit):
             raise KeyboardInterrupt from error  # which Lightning had turned into an exit
@@ -165,7 +173,23 @@ def _fit_and_test(cli: RunCLI) -> None:
     best = keeper.best_model_path if isinstance(keeper, ModelCheckpoint) else ""
     # Written by this very run, so that objects in it may be trusted.
     trusted = {"weights_only": False} if best else {}
-    trainer.test(model, datamodule=data, ckpt_path=best or None, verbose=False, **trusted)
+    with _told_of_training(trainer):
+        trainer.test(model, datamodule=data, ckpt_path=best or None, verbose=False, **trusted)
+
+
+@contextmanager
+def _told_of_training(trainer: L.Trainer) -> Iterator[None]:
+    """Let callbacks that tell of training know all of it, after the best checkpoint is tested.
+
+    Lightning gives callbacks the state that they had when the checkpoint was written, and whatever
+    a guard did in later epochs would be missing from the report.
+    """
+    everything: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    tellers = [callback for callback in everything if isinstance(callback, _TELLERS)]
+    states = [teller.state_dict() for teller in tellers]
+    yield
+    for teller, state in zip(tellers, states, strict=True):
+        teller.load_state_dict(state)
 
 
 def _has_test(model: L.LightningModule, data: L.LightningDataModule | None) -> bool:

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from stablelightning.cli.failure import BROKEN, MEND, one_line
-from stablelightning.errors import DataError
+from stablelightning.errors import DataError, DivergedError
 
 
 def state_dict_error(model: torch.nn.Module, state: dict) -> RuntimeError:
@@ -18,6 +18,10 @@ def state_dict_error(model: torch.nn.Module, state: dict) -> RuntimeError:
 
 def test_ours_keep_their_words():
     assert one_line(DataError("rows must be > 0,\n got 0.")) == ("rows must be > 0, got 0.", MEND)
+
+
+def test_a_report_of_giving_up_keeps_its_lines():
+    assert one_line(DivergedError("gave up:\n  step 1")) == ("gave up:\n  step 1", MEND)
 
 
 def test_file_errors_name_the_file():

@@ -166,3 +166,39 @@ def test_a_checkpoint_that_does_not_exist_stops_before_anything_starts(folder, i
     assert in_process("test", f"--config={config}", "--ckpt_path=nowhere.ckpt") == 2
     assert "--ckpt_path must be a file, got 'nowhere.ckpt'" in capsys.readouterr().err
     assert not list(Path.cwd().iterdir())
+
+
+def test_the_report_tells_of_all_of_training_whichever_checkpoint_was_tested(tmp_path):
+    first_is_best = "--checkpoint.mode=max"  # of the validation loss
+    settings = (*QUICK, "--add=clipped", "--add=gap", first_is_best, "--output=out")
+    done = stablelightning("run", "digits", *settings, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    best = torch.load(tmp_path / "out" / "checkpoints" / "best.ckpt", weights_only=True)
+    last = torch.load(tmp_path / "out" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert best["epoch"] < last["epoch"]
+    assert f" of {last['global_step']} steps were clipped" in done.stdout
+    _, train, _ = last["callbacks"]["MeasureGap"]["gaps"][-1]
+    assert summary["regularize/train"] == pytest.approx(train)
+
+
+BAD = """
+from stablelightning.data import DigitsData
+
+
+class BadDigits(DigitsData):
+    def setup(self, stage=None):
+        super().setup(stage)
+        self._images = self._images * float("nan")
+"""
+
+
+def test_what_a_guard_wrote_is_kept_where_it_gave_up_before_a_step(tmp_path):
+    (tmp_path / "bad.py").write_text(BAD)
+    (tmp_path / "bad.yaml").write_text("data: {class_path: bad.BadDigits}")
+    settings = ("--add=guarded", "--add=bad.yaml", "--stable.guard.max_rollbacks=0", "--output=out")
+    done = stablelightning("run", "digits", *settings, *QUICK, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "gave up" in done.stderr
+    events = (tmp_path / "out" / "events.jsonl").read_text().splitlines()
+    assert json.loads(events[-1])["decision"] == "gave up"
