@@ -16,13 +16,15 @@ from stablelightning.data.adding import BASELINE_MSE
 from stablelightning.module import StableModule
 from stablelightning.nn import LongMemoryLSTM, RecurrentNet
 
-TITLE = "Adding problem, length 200: an LSTM with Adam at a large rate, by clipping"
+TITLE = "Adding problem, length 200: an LSTM with RMSprop at a large rate, by clipping"
 
 #: A test error below it counts as solved; who always says the mean has 0.167.
 SOLVED = 0.01
 
-#: As in recipes/start/adding.yaml. The rate was chosen on validation data.
-LENGTH, ROWS, HIDDEN, RATE, EPOCHS, STOP = 200, 12_000, 32, 0.2, 5, 0.003
+#: As in recipes/start/adding.yaml. Rate and bounds were chosen on other sequences and seeds than
+#: these: from 100 on.
+LENGTH, ROWS, HIDDEN, RATE, EPOCHS, STOP = 200, 12_000, 32, 0.03, 8, 0.003
+BOUNDS = (0.1, 1.0)
 
 
 class Epochs(L.Callback):
@@ -41,14 +43,14 @@ def _network() -> RecurrentNet:
     return RecurrentNet(2, 1, hidden=[HIDDEN], dropout=0.0, layer=layer)
 
 
-def _adam(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=RATE)
+def _rmsprop(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.RMSprop(parameters, lr=RATE)
 
 
 def _trained(seed: int, *callbacks: L.Callback, **settings: Any) -> dict[str, Any]:
     L.seed_everything(seed, verbose=False)
     data = AddingData(length=LENGTH, rows=ROWS)
-    module = StableModule(_network(), task="regression", optimizer=_adam)
+    module = StableModule(_network(), task="regression", optimizer=_rmsprop)
     epochs = Epochs()
     stop = EarlyStopping("val/loss", patience=EPOCHS, stopping_threshold=STOP)
     trainer = L.Trainer(
@@ -91,7 +93,7 @@ def measure(seeds: int, *, first: int = 0) -> dict[str, Any]:
     for seed in range(first, first + seeds):
         runs = {
             "none": lambda seed=seed: _trained(seed),
-            "max_norm: auto": lambda seed=seed: _trained(seed, ClipGradientNorm()),
+            "max_norm: auto": lambda seed=seed: _trained(seed, ClipGradientNorm(bounds=BOUNDS)),
             "Lightning, 1.0": lambda seed=seed: _trained(seed, gradient_clip_val=1.0),
         }
         for name, run in runs.items():
