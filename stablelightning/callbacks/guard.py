@@ -145,7 +145,7 @@ class GuardTraining(StableCallback):
         self._judge = Judge(self.threshold)
         self._snapshots = Snapshots(self.window, host=self.host_memory)
         self._batches = 0  # that have ended
-        self._trips: list[list[int]] = []  # of the window: the batch, whether it was a spike
+        self._trips: list[list[int]] = []  # of the window: batch, whether a spike, whether the data
         self._good_steps = 0  # since training began, or went back last
         self._since_saved = 0  # good steps since a checkpoint made a snapshot needless to keep
         self._usual: list[float] = []  # sizes of a good batch
@@ -277,6 +277,7 @@ class GuardTraining(StableCallback):
     # ---- the ladder -----------------------------------------------------------------------------
 
     def _on_good_step(self, trainer: L.Trainer, loss: float | None, batch: Any) -> None:
+        self._trips = [trip for trip in self._trips if not trip[2]]  # bad data tells no rate
         self._good_steps += 1
         self._since_saved += 1
         self._snapshots.count_good_step()
@@ -295,7 +296,7 @@ class GuardTraining(StableCallback):
         oldest = self._batches - self.window
         self._trips = [kept for kept in self._trips if kept[0] > oldest]
         explained = self.skipped < _EXPLAINED or not self._trips
-        self._trips.append([self._batches, int(trip.is_spike)])
+        self._trips.append([self._batches, int(trip.is_spike), int(trip.is_of_the_data)])
         earlier = self._snapshots.weights() if explained else None
         event = event_of(trip, scene, earlier=earlier, usual=self._usual)
         self._tell(scene, event)
@@ -316,7 +317,7 @@ class GuardTraining(StableCallback):
         Weights for which losses were usual are there again, so it is the data that changed; the
         judge takes what it sees again and again as usual before long.
         """
-        only_spikes = all(is_spike for _, is_spike in self._trips)
+        only_spikes = all(is_spike for _, is_spike, _ in self._trips)
         return only_spikes and self.rollbacks > 0 and self._good_steps == 0
 
     def _go_back(self, scene: Scene) -> None:

@@ -55,6 +55,12 @@ class Trip:
         return self.verdict.endswith("spike")
 
     @property
+    def is_of_the_data(self) -> bool:
+        """Whether the inputs themselves were bad, on any process."""
+        size = self.reading.size
+        return self.quantity == "input" or (size is not None and not math.isfinite(size))
+
+    @property
     def fault(self) -> float:
         """How bad this process's own values were; gradients are those of all by then."""
         own = self.reading.own_size if self.quantity == "input" else self.reading.own[0]

@@ -158,6 +158,15 @@ class GoesOn(Guarded):
 
 
 #: Where trouble is: long after the checkpoint; soon after it; on both sides of it.
+#: Fills a batch whose loss is NaN.
+BREAKS = 0.125
+
+
+class LossBreaks(GoesOn):
+    def loss(self, batch):
+        return super().loss(batch) * (NAN if (batch == BREAKS).all() else 1.0)
+
+
 TROUBLE = {
     "after": ({16, 17, 18}, 3),
     "at once": ({12, 13, 14}, 3),
@@ -171,13 +180,15 @@ TROUBLE = {
 @pytest.mark.parametrize("window", [7, 30])
 def test_a_resumed_run_goes_back_to_the_same_state(window, trouble, saved, tmp_path):
     places, max_trips = TROUBLE[trouble]
-    data = [bad(1)[0] if n in places else batch for n, batch in enumerate(batches(24))]
+    # Of ordinary inputs: what is wrong with the data itself counts in a row only.
+    breaking = torch.full((ROWS, FEATURES), BREAKS)
+    data = [breaking if n in places else batch for n, batch in enumerate(batches(24))]
     settings = {"window": window, "max_trips": max_trips}
     guards = GuardTraining(**settings), GuardTraining(**settings)
     kept = _SaveOnce(tmp_path / "at.ckpt", saved)
-    unbroken = fit(GoesOn(data), guards[0], kept, max_epochs=1)
+    unbroken = fit(LossBreaks(data), guards[0], kept, max_epochs=1)
     state = torch.load(tmp_path / "at.ckpt", weights_only=True)
-    trainer = _resumed(GoesOn(data), guards[1], tmp_path / "at.ckpt")
+    trainer = _resumed(LossBreaks(data), guards[1], tmp_path / "at.ckpt")
     assert guards[0].rollbacks == guards[1].rollbacks
     if window == 7:
         assert guards[0].rollbacks > 0
@@ -239,3 +250,29 @@ def test_a_second_fit_goes_on_with_the_rate_that_was_cut(tmp_path):
         trainer.fit(Plain(good), ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
         assert guard.learning_rate_factor == 0.5
         assert trainer.optimizers[0].param_groups[0]["lr"] == 0.025
+
+
+def test_rows_that_are_bad_in_every_epoch_cost_no_rate():
+    data = [part for good in (batches(4), batches(4, seed=1)) for part in [*good, *bad(1)]]
+    guard = GuardTraining(window=100, max_trips=3)
+    fit(Guarded(data), guard, max_epochs=5)
+    assert guard.skipped == 10
+    assert guard.rollbacks == 0
+    assert guard.learning_rate_factor == 1.0
+
+
+def test_bad_rows_in_a_row_count():
+    guard = GuardTraining(window=4, max_trips=3)
+    fit(Guarded([*batches(10), *bad(3), *batches(3, seed=1)]), guard, max_epochs=1)
+    assert guard.rollbacks == 1
+
+
+def test_losses_that_break_now_and_then_cost_the_rate():
+    class Breaks(Guarded):
+        def loss(self, batch):
+            loss = super().loss(batch)
+            return loss * NAN if self.trainer.fit_loop.epoch_loop.total_batch_idx % 5 == 4 else loss
+
+    guard = GuardTraining(window=100, max_trips=3)
+    fit(Breaks(batches(20)), guard, max_epochs=1)
+    assert guard.rollbacks == 1
