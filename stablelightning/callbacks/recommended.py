@@ -2,13 +2,13 @@
 
 import lightning as L
 
-from stablelightning.callbacks.clip import ClipGradientNorm
+from stablelightning.callbacks.clip import ClipGradientNorm, ClipGradients
 from stablelightning.callbacks.guard import GuardTraining
 from stablelightning.callbacks.initialize import InitializeWeights
 from stablelightning.callbacks.uncertainty import EstimateUncertainty
 
 
-def recommended_callbacks() -> list[L.Callback]:
+def recommended_callbacks(*own: L.Callback) -> list[L.Callback]:
     """Make the callbacks for ``Trainer(callbacks=...)``: safe around any module, useful with most.
 
     - :class:`~stablelightning.callbacks.initialize.InitializeWeights`, because whether gradients
@@ -27,20 +27,29 @@ def recommended_callbacks() -> list[L.Callback]:
       ``fit``, and steps aside in words around a model that has nothing random in it
       (``required=False``), where ``predict`` gives what the module's own ``predict_step`` gives.
 
-    The list grows with this package. For other settings, write the callbacks out:
-    ``callbacks=[EstimateUncertainty(samples=100)]``. Guard, monitor and clip act in that order,
-    whatever the list says.
+    The list grows with this package. Guard, monitor and clip act in that order, whatever the list
+    says.
+
+    Args:
+        *own: callbacks of yours. One of a kind that is recommended takes its place, so that it can
+            have other settings (a Trainer takes one of a kind); a clipper of any class that of the
+            other.
 
     Returns:
-        New callbacks at every call, as each belongs to one Trainer.
+        New callbacks at every call, as each belongs to one Trainer, and yours.
 
     Example:
         >>> [type(callback).__name__ for callback in recommended_callbacks()]
         ['InitializeWeights', 'GuardTraining', 'ClipGradientNorm', 'EstimateUncertainty']
+        >>> clip = recommended_callbacks(ClipGradientNorm(1.0))[-1]
+        >>> clip.max_norm
+        1.0
     """
-    return [
-        InitializeWeights(),
-        GuardTraining(),
-        ClipGradientNorm(),
-        EstimateUncertainty(required=False),
-    ]
+    usual = {
+        InitializeWeights: InitializeWeights(),
+        GuardTraining: GuardTraining(),
+        ClipGradients: ClipGradientNorm(),
+        EstimateUncertainty: EstimateUncertainty(required=False),
+    }
+    kept = [new for kind, new in usual.items() if not any(isinstance(o, kind) for o in own)]
+    return [*kept, *own]

@@ -1,6 +1,7 @@
 import lightning as L
 
 import stablelightning as sl
+from stablelightning.callbacks import ClipGradientValue, StopEarly
 from tests.callbacks.modules import Plain, loader, quiet_trainer
 
 
@@ -17,3 +18,17 @@ def test_two_lines_are_enough():
     (results,) = trainer.test(model, loader(), verbose=False)
     assert {"test_loss", "uncertainty/nll", "uncertainty/nll_mc"} <= results.keys()
     assert trainer.predict(model, loader())[0].epistemic.shape == (8,)
+
+
+def test_an_own_callback_takes_the_place_of_one_of_its_kind():
+    own = sl.GuardTraining(threshold=9.0), ClipGradientValue(0.5), StopEarly()
+    callbacks = sl.recommended_callbacks(*own)
+    assert [type(c).__name__ for c in callbacks] == [
+        "InitializeWeights",
+        "EstimateUncertainty",
+        "GuardTraining",
+        "ClipGradientValue",
+        "StopEarly",
+    ]
+    assert set(own) <= set(callbacks)
+    quiet_trainer(*callbacks, max_epochs=1)  # which takes one of a kind
