@@ -85,5 +85,5 @@ def test_every_extra_that_is_named_in_the_code_exists():
         for path in (root / "stablelightning").rglob("*.py")
         for part in path.read_text(encoding="utf-8").split('extra="')[1:]
     }
-    assert named == {"recipes", "vision"}
+    assert named == {"onnx", "recipes", "vision"}
     assert named <= set(extras)

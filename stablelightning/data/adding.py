@@ -33,6 +33,7 @@ class AddingData(SplitDataModule):
         val_fraction: share of the sequences that validate, in [0, 1).
         test_fraction: share of the sequences that test, in [0, 1).
         seed: of the sequences, >= 0; the same seed gives the same ones everywhere.
+        num_workers: processes that load data; 0 loads in the main process.
 
     Raises:
         RecipeError: a setting is out of its range.
@@ -57,6 +58,7 @@ class AddingData(SplitDataModule):
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         seed: int = 0,
+        num_workers: int = 0,
     ) -> None:
         at_least("length", length, _LEAST_LENGTH)
         at_least("rows", rows, _LEAST_ROWS)
@@ -65,11 +67,12 @@ class AddingData(SplitDataModule):
             val_fraction=val_fraction,
             test_fraction=test_fraction,
             seed=seed,
-            num_workers=0,
+            num_workers=num_workers,
         )
         self.length = length
         self.rows = rows
         self._drawn: tuple[Tensor, Tensor] | None = None
+        self._test_rows = torch.arange(*self._range("test"))
 
     def setup(self, stage: str | None = None) -> None:
         """Draw the sequences, once."""
@@ -88,7 +91,7 @@ class AddingData(SplitDataModule):
     @property
     def test_rows(self) -> Tensor:
         """Row of every test sequence among all that were drawn."""
-        return torch.arange(*self._range("test"))
+        return self._test_rows
 
     def part(self, name: Part) -> Dataset[Any] | None:
         """Return the sequences of one split and their sums; ``None`` if it has none."""
