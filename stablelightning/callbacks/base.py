@@ -33,10 +33,22 @@ class StableCallback(L.Callback):
     #: The smaller comes first; ``None`` stays where the Trainer's list has it.
     rank: ClassVar[int | None] = None
 
+    _stage: str | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a checkpoint's state is wanted: to train on from it, and not to test it.
+
+        Lightning gives it back before every loop, and testing the best checkpoint must not make
+        those who tell of training forget what came after it.
+        """
+        return self._stage in (None, "fit")
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check where the Trainer and the module come from, and put callbacks in order."""
         refuse_other_lightning(trainer, pl_module, name=type(self).__name__)
         put_in_order(trainer)
+        self._stage = stage
 
     def leave(self) -> None:
         """Take away what was put into the model, the optimizers and the Trainer; results stay.

@@ -304,7 +304,9 @@ class ClipGradients(StableCallback):
         return {"accounts": accounts, "drawn": sorted(self._drawn)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there, to train."""
+        if not self.goes_on:
+            return
         self._accounts = {}
         for number, state in state_dict["accounts"].items():
             self._accounts[number] = self.new_account()

@@ -226,7 +226,9 @@ class MeasureGap(StableCallback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there, to train."""
+        if not self.goes_on:
+            return
         self._start = state_dict["start"]
         self.gaps = [Gap(*values) for values in state_dict["gaps"]]
 

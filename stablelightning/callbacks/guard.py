@@ -57,9 +57,9 @@ class GuardTraining(StableCallback):
     4. After ``max_rollbacks`` of those, the last good state is brought back and training ends with
        :class:`~stablelightning.errors.DivergedError`, which says what happened.
 
-    Every decision is an event with its cause, in ``events.jsonl``, and as ``guard/skipped``,
-    ``guard/rollbacks`` and ``guard/learning_rate_factor`` in every logger. All processes decide
-    alike. Without trouble training is the same to the bit.
+    Every decision is an event with its cause, in ``events.jsonl``; loggers get ``guard/skipped``,
+    ``guard/rollbacks``, ``guard/learning_rate_factor``. All processes decide alike. Without trouble
+    training is the same to the bit.
 
     In manual optimization, the steps of a batch from the bad one on are undone, and gradients that
     were accumulated over several batches are dropped with the bad one. Only steps through
@@ -89,8 +89,7 @@ class GuardTraining(StableCallback):
         DivergedError: training was given up.
 
     Source:
-        Chowdhery et al. 2022, arXiv:2204.02311, section 5.1 (spikes that go away when the batches
-        around them are skipped, from a state before).
+        Chowdhery et al. 2022, arXiv:2204.02311, section 5.1 (going back behind loss spikes).
 
     Example:
         >>> import warnings
@@ -100,9 +99,8 @@ class GuardTraining(StableCallback):
         ...         return self.loss(self(batch)) * (float("nan") if batch_idx == 3 else 1.0)
         >>> guard = GuardTraining()
         >>> trainer = L.Trainer(
-        ...     accelerator="cpu", logger=False, enable_progress_bar=False, max_epochs=1,
-        ...     enable_checkpointing=False, enable_model_summary=False, callbacks=[guard],
-        ...     limit_train_batches=8, limit_val_batches=0, fast_dev_run=8,
+        ...     accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+        ...     fast_dev_run=8, callbacks=[guard],
         ... )
         >>> with warnings.catch_warnings(action="ignore"):  # it says which batch, and why
         ...     trainer.fit(Poisoned())
@@ -370,7 +368,9 @@ class GuardTraining(StableCallback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there, to train."""
+        if not self.goes_on:
+            return
         self.events.load_state_dict(state_dict["events"])
         self.learning_rate_factor = state_dict["learning_rate_factor"]
         self._judge.load_state_dict(state_dict["judge"])

@@ -304,7 +304,9 @@ class MonitorSignals(StableCallback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there, to train."""
+        if not self.goes_on:
+            return
         self._steps = state_dict["steps"]
         self._due = set(state_dict["due"])
         self._looking = state_dict["looking"]

@@ -1,8 +1,6 @@
 """One run of a recipe: train, test the best checkpoint with Monte Carlo dropout, report."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from stablelightning.callbacks.clip_base import ClipGradients
-from stablelightning.callbacks.gap import MeasureGap
-from stablelightning.callbacks.guard import GuardTraining
 from stablelightning.callbacks.uncertainty import EstimateUncertainty
 from stablelightning.cli.leave import leave_results, require_what_is_needed
 from stablelightning.cli.lightning import StableCLI
@@ -32,8 +27,6 @@ from stablelightning.cli.slots import SLOTS
 from stablelightning.errors import DivergedError, RecipeError, StableLightningWarning
 from stablelightning.report.wandb import finish_run, log_config
 
-#: Callbacks whose part of the report is about training, not about the model that was tested.
-_TELLERS = (GuardTraining, ClipGradients, MeasureGap)
 _LOGGER = {"class_path": "stablelightning.report.wandb.RunLogger"}
 
 
@@ -173,23 +166,7 @@ def _fit_and_test(cli: RunCLI) -> None:
     best = keeper.best_model_path if isinstance(keeper, ModelCheckpoint) else ""
     # Written by this very run, so that objects in it may be trusted.
     trusted = {"weights_only": False} if best else {}
-    with _told_of_training(trainer):
-        trainer.test(model, datamodule=data, ckpt_path=best or None, verbose=False, **trusted)
-
-
-@contextmanager
-def _told_of_training(trainer: L.Trainer) -> Iterator[None]:
-    """Let callbacks that tell of training know all of it, after the best checkpoint is tested.
-
-    Lightning gives callbacks the state that they had when the checkpoint was written, and whatever
-    a guard did in later epochs would be missing from the report.
-    """
-    everything: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    tellers = [callback for callback in everything if isinstance(callback, _TELLERS)]
-    states = [teller.state_dict() for teller in tellers]
-    yield
-    for teller, state in zip(tellers, states, strict=True):
-        teller.load_state_dict(state)
+    trainer.test(model, datamodule=data, ckpt_path=best or None, verbose=False, **trusted)
 
 
 def _has_test(model: L.LightningModule, data: L.LightningDataModule | None) -> bool:

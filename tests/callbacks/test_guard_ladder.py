@@ -276,3 +276,14 @@ def test_losses_that_break_now_and_then_cost_the_rate():
     guard = GuardTraining(window=100, max_trips=3)
     fit(Breaks(batches(20)), guard, max_epochs=1)
     assert guard.rollbacks == 1
+
+
+def test_testing_an_earlier_checkpoint_forgets_nothing(tmp_path):
+    guard = GuardTraining(window=4, max_trips=3)
+    kept = _SaveOnce(tmp_path / "early.ckpt", 2)
+    model = LossBreaks([*batches(10), *[torch.full((ROWS, FEATURES), BREAKS)] * 3])
+    trainer = fit(model, guard, kept, max_epochs=1)
+    assert (guard.skipped, guard.rollbacks) == (3, 1)
+    model.test_step = lambda batch, batch_idx: model.loss(batch)
+    trainer.test(model, DataLoader(batches(2), batch_size=None), ckpt_path=tmp_path / "early.ckpt")
+    assert (guard.skipped, guard.rollbacks) == (3, 1)
