@@ -18,7 +18,7 @@ _EPOCHS, _EVERY = 16, 60
 
 
 class _Training(L.LightningModule):
-    """A classifier to which one batch in sixty comes with a wrong sign, ten thousand times too large."""
+    """A classifier; one batch in sixty has a wrong sign, and is ten thousand times too large."""
 
     def __init__(self) -> None:
         super().__init__()
