@@ -1,6 +1,7 @@
 """The gradients that an optimizer is about to be given, and their norm, computed once per step."""
 
-from functools import cached_property
+from contextlib import suppress
+from operator import attrgetter, call, is_
 from typing import cast
 from weakref import WeakKeyDictionary, ref
 
@@ -19,34 +20,32 @@ from stablelightning.errors import ModelError
 _SMALL = 4096
 
 #: Types whose range holds the sum of squares.
-_WIDE = (torch.float32, torch.float64)
+_WIDE = {torch.float32, torch.float64}
 
 
 class Gradients:
     """The gradients of one optimizer at one step, and what was computed of them.
 
-    Made by :func:`gradients_of`. Holds no gradient alive.
+    Made by :func:`gradients_of`.
 
     Args:
-        tensors: the gradients, whole and not empty.
+        tensors: the gradients, whole; in the order of the optimizer's parameters, those that have
+            one.
         scale: the loss scale that is still in them, ``None`` if there is none.
+        norms: what was computed of these very gradients before, by the p of the norm.
     """
 
-    def __init__(self, tensors: list[Tensor], scale: Tensor | None) -> None:
-        self._seen = [(ref(tensor), tensor._version) for tensor in tensors]
-        self._norms: dict[float, Tensor] = {}
+    def __init__(
+        self, tensors: list[Tensor], scale: Tensor | None, norms: dict[float, Tensor] | None = None
+    ) -> None:
+        self.tensors = tensors
         self.scale = scale
+        self._norms = {} if norms is None else norms
 
     @property
-    def tensors(self) -> list[Tensor]:
-        """The gradients; in the order of the optimizer's parameters, those that have one."""
-        alive = (reference() for reference, _ in self._seen)
-        return [tensor for tensor in alive if tensor is not None]
-
-    @cached_property
     def is_empty(self) -> bool:
         """Whether there is no gradient at all: the step is skipped, or nothing was learned."""
-        return not self._seen
+        return not self.tensors
 
     def norm(self, norm_type: float = 2.0) -> Tensor:
         """The norm of all gradients as one vector, without the loss scale.
@@ -64,20 +63,33 @@ class Gradients:
             self._norms[norm_type] = found if self.scale is None else found / self.scale
         return self._norms[norm_type]
 
-    def are(self, tensors: list[Tensor], scale: Tensor | None) -> bool:
+
+class _Seen:
+    """Which gradients were seen, as they were; holds none of them alive.
+
+    Loops in Python over hundreds of tensors cost as much as their norm: these are in C.
+    """
+
+    def __init__(self, tensors: list[Tensor], versions: list[int], scale: Tensor | None) -> None:
+        self._references = list(map(ref, tensors))
+        self._versions = versions
+        self._scale = scale
+        self.norms: dict[float, Tensor] = {}
+
+    def are(self, tensors: list[Tensor], versions: list[int], scale: Tensor | None) -> bool:
         """Whether these very gradients were seen, and have not been written since."""
         return (
-            len(tensors) == len(self._seen)
-            and scale is self.scale
-            and all(
-                seen() is tensor and version == tensor._version
-                for tensor, (seen, version) in zip(tensors, self._seen, strict=True)
-            )
+            versions == self._versions
+            and scale is self._scale
+            and all(map(is_, map(call, self._references), tensors))
         )
 
 
 #: What was computed at the present step of an optimizer; another step's gradients are not these.
-_PRESENT: WeakKeyDictionary[Optimizer, Gradients] = WeakKeyDictionary()
+_PRESENT: WeakKeyDictionary[Optimizer, _Seen] = WeakKeyDictionary()
+
+_version = attrgetter("_version")
+_dtype = attrgetter("dtype")
 
 
 def gradients_of(trainer: L.Trainer, optimizer: Optimizer) -> Gradients:
@@ -104,10 +116,11 @@ def gradients_of(trainer: L.Trainer, optimizer: Optimizer) -> Gradients:
         if (gradient := parameter.grad) is not None
     ]
     scale = _loss_scale(trainer, optimizer)
-    present = _PRESENT.get(optimizer)
-    if present is None or not present.are(tensors, scale):
-        present = _PRESENT[optimizer] = Gradients(tensors, scale)
-    return present
+    versions = list(map(_version, tensors))
+    seen = _PRESENT.get(optimizer)
+    if seen is None or not seen.are(tensors, versions, scale):
+        seen = _PRESENT[optimizer] = _Seen(tensors, versions, scale)
+    return Gradients(tensors, scale, seen.norms)
 
 
 def _loss_scale(trainer: L.Trainer, optimizer: Optimizer) -> Tensor | None:
@@ -122,10 +135,9 @@ def _joint_norm(gradients: list[Tensor], norm_type: float) -> Tensor:
         flat = _flat_if_small(gradients)
         if flat is not None:
             return cast(Tensor, torch.linalg.vector_norm(flat, norm_type))
-    if len({(g.dtype, g.device, g.layout) for g in gradients}) == 1:
-        first = gradients[0]
-        if first.dtype in _WIDE and first.layout is torch.strided:
-            # What get_total_norm comes to, without its bookkeeping, which costs as much again.
+    if set(map(_dtype, gradients)) <= _WIDE and gradients:
+        # What get_total_norm comes to, without its bookkeeping, which costs as much again.
+        with suppress(RuntimeError):  # sparse ones, or several devices
             norms = torch.stack(torch._foreach_norm(gradients, norm_type))
             return cast(Tensor, torch.linalg.vector_norm(norms, norm_type))
     return get_total_norm([_values(gradient) for gradient in gradients], norm_type)
@@ -133,7 +145,7 @@ def _joint_norm(gradients: list[Tensor], norm_type: float) -> Tensor:
 
 def _flat_if_small(gradients: list[Tensor]) -> Tensor | None:
     """All in one piece, where that is faster than a kernel for each."""
-    if sum(gradient.numel() for gradient in gradients) > _SMALL * len(gradients):
+    if sum(map(Tensor.numel, gradients)) > _SMALL * len(gradients):
         return None
     try:
         flat = torch._C._nn.flatten_dense_tensors(gradients)

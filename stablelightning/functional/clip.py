@@ -63,6 +63,8 @@ def clip_by_global_norm_(
     """
     check_threshold("max_norm", max_norm)
     check_norm_type(norm_type)
+    if total_norm is not None and total_norm.is_cpu and total_norm <= max_norm:
+        return total_norm  # nothing is read, let alone written
     dense = [_stored(g) for g in grads]
     norm = joint_norm(dense, norm_type) if total_norm is None else total_norm
     if not dense:
