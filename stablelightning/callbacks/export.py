@@ -24,7 +24,7 @@ from stablelightning.errors import (
     StableLightningError,
     StableLightningWarning,
 )
-from stablelightning.model.export import Exported, export_model, export_onnx
+from stablelightning.model.export import Exported, export_model, export_onnx, require_onnx
 from stablelightning.model.fold import fold_batch_norm
 from stablelightning.model.latency import LatencyReport, measure_latency
 from stablelightning.model.modules import detached_copy
@@ -100,6 +100,16 @@ class ExportModel(StableCallback):
         self.batch_sizes = batch_sizes
         self.exported: list[Exported] = []
         self.latency: LatencyReport | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find out before training whether the formats can be written.
+
+        Raises:
+            MissingPackageError: ``onnx`` was asked for, and its packages are not there.
+        """
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and self.onnx:
+            require_onnx()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Export, measure, and tell."""

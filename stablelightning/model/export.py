@@ -174,8 +174,7 @@ def export_onnx(
         stablelightning.errors.RecipeError: path must end with .onnx, got 'net.txt'.
     """
     target = _target(path, ".onnx", samples)
-    for name in ("onnx", "onnxscript"):
-        require(name, extra="onnx")
+    require_onnx()
     task = _Task(model, example_batch, mc=mc, dynamic_batch=dynamic_batch, samples=samples)
     with task.alone(), written_whole(target) as file:
         try:
@@ -322,6 +321,16 @@ def _without_names(output: Any) -> Any:
 def _own(leaf: Any) -> Any:
     """Forwards may write into their inputs."""
     return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
+def require_onnx() -> None:
+    """Find out whether ONNX can be written.
+
+    Raises:
+        MissingPackageError: a package of the extra ``onnx`` is missing.
+    """
+    for name in ("onnx", "onnxscript"):
+        require(name, extra="onnx")
 
 
 def _in_onnxruntime(file: Path) -> Callable[[Any], list[Tensor]] | None:

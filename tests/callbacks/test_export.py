@@ -1,5 +1,6 @@
 """The model that a training leaves: the right weights, folded, checked; and never a failed run."""
 
+import sys
 from pathlib import Path
 
 import lightning as L
@@ -12,7 +13,7 @@ from torch import nn
 
 from stablelightning.callbacks import ExportModel
 from stablelightning.callbacks.export import _SHARDED
-from stablelightning.errors import RecipeError, StableLightningWarning
+from stablelightning.errors import MissingPackageError, RecipeError, StableLightningWarning
 from tests.callbacks.modules import quiet_trainer
 from tests.contracts.models import Seeded, weights
 
@@ -140,3 +141,11 @@ def test_sharded_strategies_are_refused_in_words():
 def test_bad_settings():
     with pytest.raises(RecipeError, match="batch_sizes must be"):
         ExportModel(batch_sizes=[0])
+
+
+def test_missing_packages_are_told_before_training(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    trainer = quiet_trainer(ExportModel(onnx=True), max_epochs=1)
+    with pytest.raises(MissingPackageError, match="onnx"):
+        trainer.fit(Seeded())
+    assert trainer.global_step == 0
