@@ -24,6 +24,7 @@ os.environ.update(
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from torch.utils.data import BatchSampler, DataLoader  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -38,6 +39,17 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
         torch.manual_seed(0)
 
 
+def take_lightning_off(base: type) -> None:
+    """Lightning wraps methods of loaders while a hook makes one, and forgets to where it raises."""
+    for kind in (base, *base.__subclasses__()):
+        for name in ("__init__", "__setattr__", "__delattr__"):
+            if f"__old{name}" in vars(kind):
+                setattr(kind, name, vars(kind)[f"__old{name}"])
+                delattr(kind, f"__old{name}")
+        if kind is not base:
+            take_lightning_off(kind)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     # What torch.compile builds is linked with fast mathematics, which on loading makes the thread
     # flush denormal numbers, and hypothesis refuses to work there.
@@ -45,6 +57,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     # Lightning keeps its seed in the environment, where the next test's processes find it.
     os.environ.pop("PL_GLOBAL_SEED", None)
     os.environ.pop("PL_SEED_WORKERS", None)
+    take_lightning_off(DataLoader)
+    take_lightning_off(BatchSampler)
     if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device, and there is none here; run pytest -m gpu where one is")
 
