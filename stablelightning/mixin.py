@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torchmetrics import Metric
 
 from stablelightning.callbacks.batches import inputs_and_target
+from stablelightning.checks import check_whole
 from stablelightning.errors import DataError, ModelError, NothingRandomError, RecipeError
 from stablelightning.functional.uncertainty import is_probabilities
 from stablelightning.hyperparameters import GroupsCallable, Settings, keep_hyperparameters
@@ -135,10 +136,7 @@ class StableMixin(_Base):
             raise RecipeError(
                 f"scheduler_interval must be 'epoch' or 'step', got {scheduler_interval!r}."
             )
-        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 0:
-            raise RecipeError(
-                f"samples must be a whole number >= 0, got {samples!r}; 0 predicts plainly."
-            )
+        check_whole("samples", samples, least=0, hint="0 predicts plainly")
         super().__init__(**kwargs)
         if task is not None:
             self.task = task

@@ -14,6 +14,7 @@ from stablelightning.callbacks.candidates import Candidates
 from stablelightning.callbacks.race_data import race_data
 from stablelightning.callbacks.resume import checkpoint_to_load
 from stablelightning.callbacks.shards import refuse_shards
+from stablelightning.checks import check_whole
 from stablelightning.errors import (
     RecipeError,
     StableLightningWarning,
@@ -252,8 +253,7 @@ def _check_settings(candidates: Any, **numbers: int) -> None:
     least = {"seed": 0}
     for name, value in numbers.items():
         low = least.get(name, 1)
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise RecipeError(f"{name} must be a whole number >= {low}, got {value!r}.")
+        check_whole(name, value, least=low)
     if candidates is None:
         return
     if isinstance(candidates, str) or not candidates:

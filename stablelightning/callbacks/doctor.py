@@ -11,10 +11,10 @@ from stablelightning.callbacks.agreement import anyones_failure
 from stablelightning.callbacks.before import ChangesStructure
 from stablelightning.callbacks.first_batches import first_batches, joined
 from stablelightning.callbacks.resume import checkpoint_to_load
+from stablelightning.checks import check_whole
 from stablelightning.errors import (
     MissingPackageError,
     ModelError,
-    RecipeError,
     StableLightningWarning,
 )
 from stablelightning.model.cures import (
@@ -94,8 +94,7 @@ class ConsultDoctor(ChangesStructure):
         required: bool = True,
     ) -> None:
         super().__init__()
-        if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
-            raise RecipeError(f"batches must be a whole number >= 1, got {batches!r}.")
+        check_whole("batches", batches, least=1)
         self.apply = apply
         self.batches = batches
         self.strict = strict

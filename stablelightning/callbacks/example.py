@@ -1,6 +1,5 @@
 """One example batch of the training data, read beside the loader and not through it."""
 
-import copy
 from typing import Any
 
 import lightning as L
@@ -10,6 +9,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import DataLoader, IterableDataset
 
 from stablelightning.callbacks.first_batches import training_source
+from stablelightning.callbacks.rows import collated, copied
 from stablelightning.errors import DataError
 from stablelightning.model.generators import undisturbed_generators
 
@@ -82,22 +82,12 @@ def _rows_of(loader: Any) -> Any:
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or _MOST_ROWS
     rows = min(len(dataset), max(int(size), _FEWEST_ROWS), _MOST_ROWS)
     places = torch.linspace(0, len(dataset) - 1, rows).round().long().tolist()
-    if hasattr(dataset, "__getitems__"):
-        return loader.collate_fn(dataset.__getitems__(places))
-    return loader.collate_fn([dataset[place] for place in places])
+    return collated(loader, places)
 
 
 def _first_of_a_copy(loader: Any) -> Any:
-    try:
-        other = copy.deepcopy(loader)
-    except Exception as error:  # generators, sockets, locks: each kind raises its own
-        raise DataError(
-            "the training data can be read only once (it cannot be copied), and training needs "
-            "its first batch; call sl.initialize(model, example) before fit."
-        ) from error
-    if isinstance(other, DataLoader) and other.num_workers:
-        # Past the loader's own guard, which is against changes while it is in use.
-        vars(other).update(num_workers=0, prefetch_factor=None, persistent_workers=False)
+    remedy = "its first batch; call sl.initialize(model, example) before fit"
+    other = copied(loader, remedy=remedy)
     for batch in other:
         return batch
     raise DataError("the training data must have a batch to be looked at, and it is empty.")

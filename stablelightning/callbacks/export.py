@@ -11,13 +11,13 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from stablelightning.callbacks.base import StableCallback
 from stablelightning.callbacks.batches import inputs_and_target
 from stablelightning.callbacks.example import example_batch
+from stablelightning.callbacks.shards import is_sharded
 from stablelightning.errors import (
     ModelError,
     RecipeError,
@@ -31,8 +31,6 @@ from stablelightning.model.modules import detached_copy
 from stablelightning.report.wandb import log_table
 
 _log = logging.getLogger(__name__)
-
-_SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
 
 class ExportModel(StableCallback):
@@ -130,7 +128,7 @@ class ExportModel(StableCallback):
 
     def _copied(self, trainer: L.Trainer, pl_module: L.LightningModule) -> tuple[nn.Module, Any]:
         """A copy that nobody trains, with the weights that shall be used, and an example."""
-        if isinstance(trainer.strategy, _SHARDED):
+        if is_sharded(trainer):
             raise ModelError(
                 "an export needs the whole model in one place, and "
                 f"{type(trainer.strategy).__name__} spreads it; export from a checkpoint instead."

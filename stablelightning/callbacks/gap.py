@@ -20,6 +20,7 @@ from stablelightning.callbacks.base import StableCallback
 from stablelightning.callbacks.shards import refuse_shards
 from stablelightning.callbacks.spread_rows import spread_batches
 from stablelightning.callbacks.steps import replace_method, step_arguments, unobserved
+from stablelightning.checks import check_whole
 from stablelightning.errors import ModelError, RecipeError, StableLightningWarning
 from stablelightning.model.gap import Gap, advise_on_gap, dropout_rates
 from stablelightning.model.generators import preserved_generators
@@ -71,8 +72,7 @@ class MeasureGap(StableCallback):
     def __init__(
         self, rows: int = 512, *, monitor: str = "val/loss", required: bool = True
     ) -> None:
-        if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
-            raise RecipeError(f"rows must be a whole number >= 1, got {rows!r}.")
+        check_whole("rows", rows, least=1)
         self.rows = rows
         self.monitor = monitor
         self.required = required

@@ -18,13 +18,13 @@ from stablelightning.callbacks.guard_settings import (
     check_cut,
     check_flag,
     check_threshold,
-    check_whole,
 )
 from stablelightning.callbacks.guard_snapshots import Snapshots, scale_all_learning_rates
 from stablelightning.callbacks.guard_undo import is_by_steps
 from stablelightning.callbacks.resume import checkpoint_to_load
 from stablelightning.callbacks.shards import refuse_shards
 from stablelightning.callbacks.steps import replace_method
+from stablelightning.checks import check_whole
 from stablelightning.errors import DivergedError, StableLightningWarning
 from stablelightning.report.events import (
     DROPPED,

@@ -14,12 +14,6 @@ def check_threshold(threshold: Any) -> None:
         )
 
 
-def check_whole(name: str, value: Any, *, least: int) -> None:
-    """Refuse what is no whole number, or too small a one."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise RecipeError(f"{name} must be a whole number >= {least}, got {value!r}.")
-
-
 def check_cut(cut: Any) -> None:
     """Refuse what is no share of the learning rate."""
     if not _is_number(cut) or not 0 < cut <= 1:

@@ -8,11 +8,11 @@ import torch
 from stablelightning.callbacks.rate_choice import (
     UNTRAINED_STEPS,
     ChoosesLearningRate,
-    check_whole,
     plain,
 )
 from stablelightning.callbacks.rate_trials import Trials
 from stablelightning.callbacks.rehearsal import Rehearsal
+from stablelightning.checks import check_whole
 from stablelightning.errors import RecipeError
 from stablelightning.functional.learning_rate import (
     divergence,
@@ -100,7 +100,7 @@ class FindLearningRate(ChoosesLearningRate):
         if not isinstance(steps, int) or steps < _FEWEST_STEPS:
             raise RecipeError(f"steps must be a whole number >= {_FEWEST_STEPS}, got {steps!r}.")
         if confirm_steps != 0:
-            check_whole(confirm_steps=confirm_steps)
+            check_whole("confirm_steps", confirm_steps, least=1)
         log_spaced_rates(lowest, highest, steps=steps)  # says what is wrong with them
         self.lowest = lowest
         self.highest = highest
@@ -195,7 +195,8 @@ class HalveLearningRate(ChoosesLearningRate):
             or not 0 < start < math.inf
         ):
             raise RecipeError(f"start must be a finite rate > 0, got {start!r}; 0.003 is usual.")
-        check_whole(steps=steps, halvings=halvings)
+        check_whole("steps", steps, least=1)
+        check_whole("halvings", halvings, least=1)
         self.start = start
         self.steps = steps
         self.halvings = halvings

@@ -19,6 +19,7 @@ from stablelightning.callbacks.gradients import gradients_of
 from stablelightning.callbacks.guard import GuardTraining
 from stablelightning.callbacks.shards import refuse_shards
 from stablelightning.callbacks.steps import unobserved
+from stablelightning.checks import check_whole
 from stablelightning.errors import MissingPackageError, RecipeError, StableLightningWarning
 from stablelightning.model.activity import followed_layers
 from stablelightning.model.alarms import Alarm
@@ -315,8 +316,7 @@ class MonitorSignals(StableCallback):
 
 def _check_settings(every_n_steps: int, window: int, dead_share: float) -> None:
     for name, value in (("every_n_steps", every_n_steps), ("window", window)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise RecipeError(f"{name} must be a whole number >= 1, got {value!r}.")
+        check_whole(name, value, least=1)
     if not 0 < dead_share <= 1:
         raise RecipeError(
             f"dead_share must be in (0, 1], got {dead_share}; 1 warns only of layers all of whose "

@@ -14,7 +14,6 @@ from stablelightning.callbacks.rehearsal import Rehearsal
 from stablelightning.callbacks.resume import checkpoint_to_load
 from stablelightning.errors import (
     MissingPackageError,
-    RecipeError,
     StableLightningError,
     StableLightningWarning,
 )
@@ -153,17 +152,3 @@ def plain(losses: Sequence[float]) -> list[float | None]:
         [1.0, None]
     """
     return [float(loss) if math.isfinite(loss) else None for loss in losses]
-
-
-def check_whole(**numbers: int) -> None:
-    """Refuse settings that are no whole numbers >= 1.
-
-    Raises:
-        RecipeError: one of them is not.
-
-    Example:
-        >>> check_whole(steps=3)
-    """
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise RecipeError(f"{name} must be a whole number >= 1, got {value!r}.")

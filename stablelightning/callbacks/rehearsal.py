@@ -6,13 +6,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torch.optim import Optimizer
 
 from stablelightning.callbacks.rehearsal_data import training_batches
+from stablelightning.callbacks.shards import is_sharded
 from stablelightning.callbacks.taken_back import taken_back
 from stablelightning.errors import DataError, ModelError
 from stablelightning.model.learning_rate import base_learning_rates
@@ -180,7 +180,7 @@ def _refuse(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         )
     if len(trainer.optimizers) != 1 or not isinstance(trainer.optimizers[0], Optimizer):
         raise ModelError(f"trial runs need one optimizer, and {name} configures none; {remedy}.")
-    if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+    if is_sharded(trainer):
         raise ModelError(
             "trial runs need the whole model on every process, got "
             f"{type(trainer.strategy).__name__}; choose on one device, and write the rate down."

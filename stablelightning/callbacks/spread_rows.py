@@ -1,6 +1,5 @@
 """Rows of the training set, read beside its loader while that is in use."""
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import DataLoader, IterableDataset
 
-from stablelightning.errors import DataError
+from stablelightning.callbacks.rows import collated, copied
 
 
 def spread_batches(loaders: Any, rows: int, *, part: int = 0, parts: int = 1) -> Iterator[Any]:
@@ -45,11 +44,7 @@ def _batches(loader: Any, rows: int, part: int, parts: int) -> Iterator[Any]:
     places = torch.linspace(0, count - 1, min(rows, count)).round().long().tolist()[part::parts]
     size = loader.batch_size or 1
     for start in range(0, len(places), size):
-        chosen = places[start : start + size]
-        if hasattr(loader.dataset, "__getitems__"):
-            yield loader.collate_fn(loader.dataset.__getitems__(chosen))
-        else:
-            yield loader.collate_fn([loader.dataset[place] for place in chosen])
+        yield collated(loader, places[start : start + size])
 
 
 def _is_ordinary(loader: Any) -> bool:
@@ -62,16 +57,7 @@ def _is_ordinary(loader: Any) -> bool:
 
 
 def _from_a_copy(loader: Any, rows: int) -> Iterator[Any]:
-    try:
-        other = copy.deepcopy(loader)
-    except Exception as error:  # generators, sockets, locks: each kind raises its own
-        raise DataError(
-            "the training data can be read only once (it cannot be copied), and training needs it; "
-            "give a DataLoader, or what can be copied."
-        ) from error
-    if isinstance(other, DataLoader) and other.num_workers:
-        # Past the loader's own guard, which is against changes while it is in use.
-        vars(other).update(num_workers=0, prefetch_factor=None, persistent_workers=False)
+    other = copied(loader, remedy="it; give a DataLoader, or what can be copied")
     seen = 0
     for batch in other:
         yield batch

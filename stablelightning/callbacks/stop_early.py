@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stablelightning.callbacks.base import StableCallback
 from stablelightning.callbacks.shards import refuse_shards
+from stablelightning.checks import check_whole
 from stablelightning.errors import RecipeError, StableLightningWarning
 
 #: Before the first check that was better than nothing.
@@ -65,8 +66,7 @@ class StopEarly(StableCallback):
         mode: Literal["min", "max"] = "min",
         required: bool = True,
     ) -> None:
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise RecipeError(f"patience must be a whole number >= 1, got {patience!r}.")
+        check_whole("patience", patience, least=1)
         if not isinstance(min_delta, int | float) or not min_delta >= 0:
             raise RecipeError(f"min_delta must be >= 0, got {min_delta!r}; mode says which way.")
         if mode not in ("min", "max"):

@@ -25,6 +25,7 @@ from stablelightning.callbacks.steps import (
     step_arguments,
     unobserved,
 )
+from stablelightning.checks import check_whole
 from stablelightning.errors import DataError, RecipeError, StableLightningWarning
 from stablelightning.model.prediction import Prediction, Task
 from stablelightning.model.sample import Engine
@@ -352,8 +353,7 @@ def _check_settings(
     samples: int, seed: int, engine: str, task: str, tolerance: float | None
 ) -> None:
     for name, value, least in (("samples", samples, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise RecipeError(f"{name} must be a whole number >= {least}, got {value!r}.")
+        check_whole(name, value, least=least)
     for name, word, known in (
         ("engine", engine, get_args(Engine)),
         ("task", task, ("auto", *get_args(Task))),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from stablelightning.checks import check_whole
 from stablelightning.errors import DataError, RecipeError
 
 Part = Literal["train", "val", "test"]
@@ -122,7 +123,4 @@ def at_least(name: str, value: int, minimum: int) -> None:
     Example:
         >>> at_least("batch_size", 32, 1)
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise RecipeError(
-            f"{name} must be a whole number >= {minimum}, got {value!r}; correct it in the recipe."
-        )
+    check_whole(name, value, least=minimum, hint="correct it in the recipe")

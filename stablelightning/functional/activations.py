@@ -6,6 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from stablelightning.checks import check_whole
 from stablelightning.errors import RecipeError
 
 #: The largest normal deviate that counts: beyond it the density is below 1e-22.
@@ -78,11 +79,12 @@ def check_pieces(pieces: int) -> None:
     Raises:
         RecipeError: it is not.
     """
-    if isinstance(pieces, bool) or not isinstance(pieces, int) or pieces < 2:
-        raise RecipeError(
-            f"pieces must be a whole number >= 2, got {pieces!r}; 2 doubles the parameters of a "
-            "layer, and one piece is a plain layer."
-        )
+    check_whole(
+        "pieces",
+        pieces,
+        least=2,
+        hint="2 doubles the parameters of a layer, and one piece is a plain layer",
+    )
 
 
 @cache

@@ -6,6 +6,7 @@ from collections import deque
 from statistics import median
 from typing import Any
 
+from stablelightning.checks import check_whole
 from stablelightning.errors import RecipeError
 
 #: Values from which the present level is read. Short, so that the level of a training that falls
@@ -85,11 +86,12 @@ class SpikeDetector:
     def __init__(
         self, window: int = 1000, threshold: float = 6.0, *, error: float = 2000.0
     ) -> None:
-        if isinstance(window, bool) or not isinstance(window, int) or window < FEWEST_VALUES:
-            raise RecipeError(
-                f"window must be a whole number >= {FEWEST_VALUES}, got {window!r}; fewer values "
-                "cannot tell a spike from a tail."
-            )
+        check_whole(
+            "window",
+            window,
+            least=FEWEST_VALUES,
+            hint="fewer values cannot tell a spike from a tail",
+        )
         if not threshold > 0:
             raise RecipeError(
                 f"threshold must be > 0 robust standard deviations, got {threshold}; around 6 is "

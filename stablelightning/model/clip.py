@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from stablelightning.checks import check_whole
 from stablelightning.errors import RecipeError
 from stablelightning.functional.clip import check_threshold
 from stablelightning.functional.percentile import RunningPercentile, check_percentile
@@ -242,8 +243,7 @@ def check_auto(
     Example:
         >>> check_auto(50, 2.0, (1.0, 5.0), None)
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise RecipeError(f"steps must be a whole number >= 1, got {steps!r}; 50 is usual.")
+    check_whole("steps", steps, least=1, hint="50 is usual")
     check_threshold("multiple", multiple)
     if not isinstance(bounds, tuple | list) or len(bounds) != 2:
         raise RecipeError(

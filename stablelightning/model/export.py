@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from stablelightning.checks import check_whole
 from stablelightning.errors import (
     ModelError,
     NothingRandomError,
@@ -363,8 +364,7 @@ def _target(path: str | os.PathLike[str], suffix: str, samples: int) -> Path:
     target = Path(path)
     if target.suffix != suffix:
         raise RecipeError(f"path must end with {suffix}, got {target.name!r}.")
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
-        raise RecipeError(f"samples must be a whole number >= 2, got {samples!r}.")
+    check_whole("samples", samples, least=2)
     return target
 
 

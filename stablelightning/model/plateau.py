@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from stablelightning.checks import check_whole
 from stablelightning.errors import RecipeError
 from stablelightning.model.schedule_length import Interval
 
@@ -52,8 +53,7 @@ class ReduceOnPlateau(ReduceLROnPlateau):
     ) -> None:
         if not isinstance(factor, float) or not 0.0 < factor < 1.0:
             raise RecipeError(f"factor must be a number between 0 and 1, got {factor!r}.")
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 0:
-            raise RecipeError(f"patience must be a whole number >= 0, got {patience!r}.")
+        check_whole("patience", patience, least=0)
         if mode not in ("min", "max"):
             raise RecipeError(f"mode must be 'min' or 'max', got {mode!r}.")
         if min_lr < 0:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from stablelightning.checks import check_whole
 from stablelightning.errors import (
     DataError,
     EngineError,
@@ -311,17 +312,12 @@ def _settings(
     call: Callable[..., Any] | None,
     also: tuple[type, ...] = (),
 ) -> _Settings:
-    _check("samples", samples)
+    check_whole("samples", samples, least=1)
     if chunk_size is not None:
-        _check("chunk_size", chunk_size)
+        check_whole("chunk_size", chunk_size, least=1)
     if engine not in get_args(Engine):
         raise RecipeError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}.")
     return _Settings(engine, chunk_size, call, also)
-
-
-def _check(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise RecipeError(f"{name} must be a whole number >= 1, got {value!r}.")
 
 
 def _differs(chunk: Any) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stablelightning.errors import RecipeError
+from stablelightning.checks import check_whole
 from stablelightning.nn.settings import check_sizes
 
 _LEAST = 3  # a memory that is longer than one step
@@ -47,11 +47,12 @@ class LongMemoryLSTM(nn.LSTM):
         self, input_size: int, hidden_size: int, *, longest: int = 100, **kwargs: Any
     ) -> None:
         check_sizes(input_size=input_size, hidden_size=hidden_size)
-        if isinstance(longest, bool) or not isinstance(longest, int) or longest < _LEAST:
-            raise RecipeError(
-                f"longest must be a whole number >= {_LEAST}, got {longest!r}; it is the number of "
-                "steps over which something is to be kept."
-            )
+        check_whole(
+            "longest",
+            longest,
+            least=_LEAST,
+            hint="it is the number of steps over which something is to be kept",
+        )
         self.longest = longest
         super().__init__(input_size, hidden_size, **kwargs)
 

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -12,8 +13,12 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
 from stablelightning.callbacks import ExportModel
-from stablelightning.callbacks.export import _SHARDED
-from stablelightning.errors import MissingPackageError, RecipeError, StableLightningWarning
+from stablelightning.errors import (
+    MissingPackageError,
+    ModelError,
+    RecipeError,
+    StableLightningWarning,
+)
 from tests.callbacks.modules import quiet_trainer
 from tests.contracts.models import Seeded, weights
 
@@ -135,7 +140,9 @@ def test_a_fast_dev_run_leaves_nothing(tmp_path):
 
 
 def test_sharded_strategies_are_refused_in_words():
-    assert FSDPStrategy in _SHARDED
+    trainer = SimpleNamespace(strategy=FSDPStrategy.__new__(FSDPStrategy))
+    with pytest.raises(ModelError, match="one place, and FSDPStrategy spreads it"):
+        ExportModel()._copied(trainer, Seeded())
 
 
 def test_bad_settings():
