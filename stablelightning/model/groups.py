@@ -9,14 +9,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from stablelightning.errors import ModelError, RecipeError
+from stablelightning.errors import RecipeError
 from stablelightning.functional.schedules import check_not_negative, check_positive, check_share
+from stablelightning.model.depth import depths_of
 from stablelightning.model.modules import modules_of
-from stablelightning.model.structure import (
-    find_blocks,
-    is_weight_layer,
-    watched_run,
-)
 
 #: What these hold scales or shifts what passes through, one number for each unit.
 _SCALES = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)
@@ -184,7 +180,7 @@ def layerwise_groups(
     check_positive("lr", lr)
     check_positive("decay", decay)
     check_share("decay", decay)
-    depths = _depths(model, run)
+    depths = depths_of(model, run)
     last = max(depths.values())
     parts: Groups = []
     groups = [{"params": list(model.parameters())}] if groups is None else groups
@@ -245,47 +241,6 @@ class ParameterGroups:
         if self.decay_weights_only:
             return decay_groups(model, groups=groups)
         return groups or [{"params": list(model.parameters())}]
-
-
-def _depths(model: nn.Module, run: Callable[[], Any] | None) -> dict[int, int]:
-    """The depth of each parameter, by identity, counted from 0 at the input."""
-    blocks = find_blocks(model, run)
-    layers = blocks or [m for m in modules_of(model) if is_weight_layer(m) or _is_embedding(m)]
-    if not layers:
-        raise ModelError(
-            f"rates by layer need a layer with weights, and {type(model).__name__} has none; "
-            "pass the network itself."
-        )
-    first = 1 if blocks else 0  # what comes before the first block is a layer by itself
-    place = {id(p): first + n for n, x in enumerate(layers) for p in x.parameters()}
-    started = {id(layer): n for n, layer in enumerate(_as_run(model, layers, run))}
-    inside = {
-        id(p): first + started[id(layer)] for layer in reversed(layers) for p in layer.parameters()
-    }
-    depths: dict[int, int] = {}
-    depth, seen = 0, 0
-    for parameter in model.parameters():
-        if id(parameter) in inside:
-            depth, seen = inside[id(parameter)], max(seen, place[id(parameter)])
-        elif blocks and seen == len(blocks):
-            depth = 1 + len(blocks)  # behind the last block: its norm, the head
-        depths[id(parameter)] = depth
-    return depths
-
-
-def _as_run(
-    model: nn.Module, layers: list[nn.Module], run: Callable[[], Any] | None
-) -> list[nn.Module]:
-    """The layers in the order in which they first run; those that do not run come last."""
-    if run is None:
-        return layers
-    order: dict[nn.Module, None] = {}
-    watched_run(model, run, layers, lambda layer, *_: order.setdefault(layer))
-    return [*order, *(layer for layer in layers if layer not in order)]
-
-
-def _is_embedding(module: nn.Module) -> bool:
-    return isinstance(module, nn.Embedding | nn.EmbeddingBag)
 
 
 def _name_of(groups: Groups, number: int) -> str:
