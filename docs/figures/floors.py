@@ -10,8 +10,10 @@ from matplotlib.patches import FancyBboxPatch
 _PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 _SAYS = {
     "cli": "the command",
+    "pretraining": "learning without labels",
     "module": "any network as a LightningModule",
     "mixin": "what needs self",
+    "optimization": "optimizers and their schedules",
     "hyperparameters": "what is kept",
     "inheritance": "checked bases",
     "callbacks": "when",
@@ -20,7 +22,9 @@ _SAYS = {
     "model": "tools that act on a whole model",
     "nn": "modules",
     "functional": "tensors in, tensors out",
-    "optional": "packages that may be missing",
+    "optional": "may be missing",
+    "files": "written whole",
+    "checks": "of settings",
     "errors": "one tree",
 }
 
@@ -29,7 +33,7 @@ def floors() -> list[list[str]]:
     """The layers from the top, each with the packages that share it."""
     tool = tomllib.loads(_PYPROJECT.read_text(encoding="utf-8"))["tool"]["importlinter"]
     (contract,) = (c for c in tool["contracts"] if c["type"] == "layers")
-    return [[name.strip() for name in layer.split("|")] for layer in contract["layers"]]
+    return [[name.strip(" ()") for name in layer.split("|")] for layer in contract["layers"]]
 
 
 def draw() -> Figure:

@@ -174,6 +174,12 @@ def test_trains_under_gradient_accumulation(kind, accumulated):
         assert same(weights(model), weights(fitted(**settings)[1]))
 
 
+def flags_of(model: L.LightningModule) -> list[bool]:
+    """What is in training mode, and what is trained."""
+    modes = [module.training for module in model.modules()]
+    return [*modes, *(parameter.requires_grad for parameter in model.parameters())]
+
+
 @every_callback
 @pytest.mark.parametrize("loop", LOOPS)
 def test_modes_are_restored_after_an_exception(kind, loop):
@@ -183,7 +189,7 @@ def test_modes_are_restored_after_an_exception(kind, loop):
         methods = set(vars(model))
         with pytest.raises(RuntimeError, match="broken on purpose"):
             run(quiet_trainer(*callbacks, max_epochs=1), model, loop)
-        flags.append([module.training for module in model.modules()])
+        flags.append(flags_of(model))
         assert not {m for m in set(vars(model)) - methods if callable(getattr(model, m))}
         assert not [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
     assert flags[0] == flags[1]
@@ -195,7 +201,7 @@ def test_modes_are_restored_after_a_run(kind):
     for callbacks in ([], [make(kind)]):
         model = Breaks("never")
         run(quiet_trainer(*callbacks, max_epochs=1), model, *LOOPS)
-        flags.append([module.training for module in model.modules()])
+        flags.append(flags_of(model))
     assert flags[0] == flags[1]
 
 
