@@ -75,6 +75,19 @@ class SplitDataModule(L.LightningDataModule):
         """Return what ``predict`` answers: the test split, unless a subclass knows better."""
         return self.part("test")
 
+    def unlabelled_part(self) -> Dataset[Any] | None:
+        """Return the training inputs whose targets are not used, bare; ``None`` if there are none.
+
+        A subclass with ``labels_per_class`` has some: what pretraining without labels may learn
+        from beside the labelled ones.
+        """
+        return None
+
+    def unlabelled_dataloader(self) -> DataLoader[Any] | None:
+        """Return :meth:`unlabelled_part`, shuffled anew each epoch; ``None`` if there are none."""
+        part = self.unlabelled_part()
+        return None if part is None else self.loader(part, shuffle=True)
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the training rows, shuffled anew each epoch."""
         return self.loader(self._existing("train"), shuffle=True)
@@ -112,6 +125,40 @@ class SplitDataModule(L.LightningDataModule):
                 f"beside it; set {name}_fraction above 0."
             )
         return part
+
+
+class Inputs(Dataset[Any]):
+    """The inputs of a dataset of pairs, bare: what a dataset gives without its targets.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> Inputs(TensorDataset(torch.zeros(3, 2), torch.ones(3)))[0]
+        tensor([0., 0.])
+    """
+
+    def __init__(self, pairs: Dataset[Any]) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)  # type: ignore[arg-type]
+
+    def __getitem__(self, row: int) -> Any:
+        return self.pairs[row][0]
+
+
+def check_labels_per_class(labels_per_class: int | None) -> None:
+    """Check the setting ``labels_per_class``: ``None`` or a whole number of at least 1.
+
+    Raises:
+        RecipeError: it is neither.
+
+    Example:
+        >>> check_labels_per_class(None)
+    """
+    if labels_per_class is not None:
+        check_whole(
+            "labels_per_class", labels_per_class, least=1, hint="null uses the labels of all rows"
+        )
 
 
 def at_least(name: str, value: int, minimum: int) -> None:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from stablelightning.data.base import Part, SplitDataModule
-from stablelightning.data.splits import Split, split_rows
+from stablelightning.data.base import Inputs, Part, SplitDataModule, check_labels_per_class
+from stablelightning.data.splits import Split, few_labels, split_rows
 from stablelightning.data.standardize import Standardization
 from stablelightning.errors import RecipeError
 from stablelightning.optional import require
@@ -36,6 +36,9 @@ class DigitsData(SplitDataModule):
         held_out: digits kept out of training, validation and test; at most eight of them, and
             ``()`` for all ten classes.
         image: keep the two axes of the image, for convolutions.
+        labels_per_class: train on so many images of each class, drawn by the seed; ``None`` for all.
+            The other training images are the unlabelled ones (:meth:`unlabelled_part`). Pixels are
+            scaled by all training images, which takes no label.
         batch_size: images of a batch, on each process.
         val_fraction: share of the images that validate, in [0, 1).
         test_fraction: share of the images that test, in [0, 1).
@@ -44,6 +47,7 @@ class DigitsData(SplitDataModule):
 
     Raises:
         RecipeError: a setting is out of its range.
+        DataError: from ``setup``: a class has fewer training images than ``labels_per_class``.
         MissingPackageError: from ``setup``: scikit-learn is not installed.
 
     Source:
@@ -63,6 +67,7 @@ class DigitsData(SplitDataModule):
         *,
         held_out: tuple[int, ...] = (8, 9),
         image: bool = False,
+        labels_per_class: int | None = None,
         batch_size: int = 64,
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
@@ -70,6 +75,7 @@ class DigitsData(SplitDataModule):
         num_workers: int = 0,
     ) -> None:
         held_out = _checked(held_out)
+        check_labels_per_class(labels_per_class)
         super().__init__(
             batch_size=batch_size,
             val_fraction=val_fraction,
@@ -79,10 +85,12 @@ class DigitsData(SplitDataModule):
         )
         self.held_out = held_out
         self.image = image
+        self.labels_per_class = labels_per_class
         self._kept = [digit for digit in range(DIGITS) if digit not in held_out]
         self._images: Tensor | None = None
         self._digits = torch.empty(0, dtype=torch.long)
         self._split: Split | None = None
+        self._unlabelled = torch.empty(0, dtype=torch.long)
         self._scale: Standardization | None = None
 
     def setup(self, stage: str | None = None) -> None:
@@ -100,9 +108,17 @@ class DigitsData(SplitDataModule):
             seed=self.seed,
         )
         self._images, self._digits = images, digits
-        self._split = Split(*(rows[part] for part in split))
+        whole = Split(*(rows[part] for part in split))
         if self._scale is None:
-            self._scale = Standardization.fit(images[self._split.train].flatten())
+            self._scale = Standardization.fit(images[whole.train].flatten())
+        used, self._unlabelled = few_labels(
+            torch.searchsorted(torch.tensor(self._kept), digits),
+            whole.train,
+            per_class=self.labels_per_class,
+            seed=self.seed,
+            class_names=self.class_names,
+        )
+        self._split = whole._replace(train=used)
 
     @property
     def num_classes(self) -> int:
@@ -141,6 +157,14 @@ class DigitsData(SplitDataModule):
         if not len(rows):
             return None
         return TensorDataset(self._inputs(images[rows]), self._classes(rows))
+
+    def unlabelled_part(self) -> Dataset[Any] | None:
+        """Return the training images that ``labels_per_class`` leaves out; ``None`` for none."""
+        images, _ = self._ready()
+        rows = self._unlabelled
+        if not len(rows):
+            return None
+        return Inputs(TensorDataset(self._inputs(images[rows]), self._classes(rows)))
 
     def ood_dataloaders(self) -> dict[str, DataLoader[Any]]:
         """Return the out-of-distribution sets, under the names that results are reported by.

@@ -129,6 +129,53 @@ def check_classes_train(labels: Tensor, train: Tensor, class_names: Sequence[str
             )
 
 
+def few_labels(
+    labels: Tensor, train: Tensor, *, per_class: int | None, seed: int, class_names: Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """Choose the training rows whose labels are used, equally many of every class.
+
+    Under one seed, a larger choice holds the smaller one, so that a curve over the number of labels
+    adds rows and exchanges none.
+
+    Args:
+        labels: class of every row, ``(N,)``.
+        train: the training rows.
+        per_class: labels that are used of every class, >= 1; ``None`` for all.
+        seed: seed of the choice, >= 0.
+        class_names: name of every class.
+
+    Returns:
+        The rows whose labels are used, and the other training rows, each in ascending order.
+
+    Raises:
+        DataError: a class has fewer training rows.
+
+    Example:
+        >>> labels, train = torch.tensor([0, 1, 0, 1, 0, 1]), torch.tensor([0, 1, 2, 3, 4])
+        >>> used, rest = few_labels(
+        ...     labels, train, per_class=1, seed=0, class_names=["cat", "dog"]
+        ... )
+        >>> labels[used].tolist(), len(rest)
+        ([0, 1], 3)
+    """
+    if per_class is None:
+        return train, train.new_empty(0)
+    generator = torch.Generator().manual_seed(seed)
+    order = train[torch.randperm(len(train), generator=generator)]
+    used = []
+    for number, name in enumerate(class_names):
+        rows = order[labels[order] == number]
+        if len(rows) < per_class:
+            raise DataError(
+                f"labels_per_class must be at most the training rows of every class, got "
+                f"{per_class} labels and {len(rows)} rows of class {name!r}; use fewer labels, or "
+                "make the validation and test splits smaller."
+            )
+        used.append(rows[:per_class])
+    chosen = torch.cat(used).sort().values
+    return chosen, train[~torch.isin(train, chosen)]
+
+
 def _with_every_class_training(labels: Tensor, split: Split) -> Split:
     """Move one row of each class that does not train to training, and sort the rows."""
     parts = {name: set(rows.tolist()) for name, rows in split._asdict().items()}

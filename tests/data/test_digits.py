@@ -5,7 +5,7 @@ from sklearn.datasets import load_digits
 
 from stablelightning.data import DigitsData
 from stablelightning.data.digits import NO_CLASS
-from stablelightning.errors import RecipeError
+from stablelightning.errors import DataError, RecipeError
 from tests.data.small import TRAINER, Linear, rows_of
 
 
@@ -121,8 +121,37 @@ def test_a_checkpoint_brings_the_scale_of_its_training(tmp_path):
         ({"held_out": (8, 8)}, r"distinct digits from 0 to 9, got \[8, 8\]"),
         ({"held_out": (10,)}, r"distinct digits from 0 to 9, got \[10\]"),
         ({"held_out": tuple(range(9))}, r"at least two digits"),
+        (
+            {"labels_per_class": 0},
+            r"labels_per_class must be a whole number >= 1, got 0; null uses",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(RecipeError, match=message):
         DigitsData(**settings)
+
+
+def test_few_labels_leave_the_rest_of_training_unlabelled(data):
+    few = DigitsData(labels_per_class=5)
+    inputs, target = rows_of(few.train_dataloader())
+    assert torch.bincount(target).tolist() == [5] * 8
+    rest = torch.cat(list(few.unlabelled_dataloader()))
+    # Scaled as with all labels, and together the same training images.
+    whole, _ = rows_of(data.train_dataloader())
+    assert torch.equal(torch.cat([inputs, rest]).unique(dim=0), whole.unique(dim=0))
+    for loader, same in zip(loaders(few)[1:], loaders(data)[1:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(rows_of(loader), rows_of(same), strict=True))
+    assert data.unlabelled_dataloader() is None
+
+
+def test_few_labels_of_some_digits_only():
+    few = DigitsData(held_out=(0, 1, 2, 3, 4), labels_per_class=3)
+    _, target = rows_of(few.train_dataloader())
+    assert few.class_names == ("5", "6", "7", "8", "9")
+    assert torch.bincount(target).tolist() == [3] * 5
+
+
+def test_more_labels_than_there_are_images_are_refused():
+    with pytest.raises(DataError, match=r"got 500 labels and \d+ rows of class '0'"):
+        DigitsData(labels_per_class=500).setup()

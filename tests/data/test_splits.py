@@ -3,7 +3,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stablelightning.data.splits import check_classes_train, split_by_files, split_rows
+from stablelightning.data.splits import (
+    check_classes_train,
+    few_labels,
+    split_by_files,
+    split_rows,
+)
 from stablelightning.errors import DataError
 
 labels = st.lists(st.integers(0, 4), min_size=30, max_size=120).map(torch.tensor)
@@ -149,3 +154,32 @@ def test_a_class_without_training_rows_is_refused():
     check_classes_train(labels, torch.tensor([1, 2, 3]), ["a", "b", "c"])
     with pytest.raises(DataError, match=r"none of the 1 of class 'b'"):
         check_classes_train(labels, torch.tensor([0, 1, 3]), ["a", "b", "c"])
+
+
+NAMES = tuple("abcde")
+
+
+@given(labels, seeds)
+def test_few_labels_are_equally_many_of_every_class_and_grow_by_rows(labels, seed):
+    labels = torch.cat([labels, torch.arange(5).repeat(3)])
+    train = split_rows(labels, val_fraction=0.0, test_fraction=0.0, seed=seed).train
+    settings = {"seed": seed, "class_names": NAMES}
+    one, _ = few_labels(labels, train, per_class=1, **settings)
+    three, rest = few_labels(labels, train, per_class=3, **settings)
+    assert torch.bincount(labels[three]).tolist() == [3] * 5
+    assert set(one.tolist()) < set(three.tolist())
+    assert torch.equal(torch.cat([three, rest]).sort().values, train)
+
+
+def test_no_number_of_labels_uses_them_all():
+    train = torch.tensor([1, 3])
+    used, rest = few_labels(torch.arange(5), train, per_class=None, seed=0, class_names=NAMES)
+    assert torch.equal(used, train)
+    assert rest.dtype == torch.long
+    assert len(rest) == 0
+
+
+def test_more_labels_than_a_class_has_are_refused():
+    labels = torch.tensor([0, 0, 1, 0])
+    with pytest.raises(DataError, match=r"got 2 labels and 1 rows of class 'b'"):
+        few_labels(labels, torch.arange(4), per_class=2, seed=0, class_names=("a", "b"))
