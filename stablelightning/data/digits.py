@@ -36,9 +36,9 @@ class DigitsData(SplitDataModule):
         held_out: digits kept out of training, validation and test; at most eight of them, and
             ``()`` for all ten classes.
         image: keep the two axes of the image, for convolutions.
-        labels_per_class: train on so many images of each class, drawn by the seed; ``None`` for all.
-            The other training images are the unlabelled ones (:meth:`unlabelled_part`). Pixels are
-            scaled by all training images, which takes no label.
+        labels_per_class: train on so many images of each class, drawn by the seed; ``None`` for
+            all. The other training images are the unlabelled ones (:meth:`unlabelled_part`). Pixels
+            are scaled by all training images, which takes no label.
         batch_size: images of a batch, on each process.
         val_fraction: share of the images that validate, in [0, 1).
         test_fraction: share of the images that test, in [0, 1).

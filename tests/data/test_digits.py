@@ -123,7 +123,7 @@ def test_a_checkpoint_brings_the_scale_of_its_training(tmp_path):
         ({"held_out": tuple(range(9))}, r"at least two digits"),
         (
             {"labels_per_class": 0},
-            r"labels_per_class must be a whole number >= 1, got 0; null uses",
+            r"must be a whole number >= 1, got 0; null uses",
         ),
     ],
 )
