@@ -11,9 +11,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from stablelightning.errors import ModelError, RecipeError
 
 #: Entries of a parameter group that are rates: the present one, and those that schedulers leave.
-_GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
+GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 #: Attributes of schedulers that are rates, or lists of one for each group.
-_SCHEDULER_RATES = ("base_lrs", "max_lrs", "min_lrs", "default_min_lr", "eta_min", "_last_lr")
+SCHEDULER_RATES = (
+    *("base_lrs", "max_lrs", "min_lrs", "default_min_lr", "eta_min", "_last_lr"),
+    *("eta_mins", "least_changes"),  # where groups have floors of their own, see discriminative.py
+)
 
 
 def scale_learning_rates(optimizer: Optimizer, schedulers: Iterable[Any], factor: float) -> None:
@@ -60,14 +63,14 @@ def scale_learning_rates(optimizer: Optimizer, schedulers: Iterable[Any], factor
     own = getattr(optimizer, "optimizer", optimizer)  # Lightning's wrapper, or the optimizer
     written: set[int] = set()  # groups may share one tensor
     for group in optimizer.param_groups:
-        for name in _GROUP_RATES:
+        for name in GROUP_RATES:
             rate = group.get(name)
             if isinstance(rate, Tensor) and id(rate) not in written:
                 written.add(id(rate))
                 rate.detach().mul_(factor)  # a captured graph reads this very tensor
             elif isinstance(rate, int | float):
                 group[name] = rate * factor
-    for scheduler in _unrolled(schedulers, seen=set()):
+    for scheduler in unrolled(schedulers):
         if getattr(scheduler, "optimizer", own) is own:
             _scale(scheduler, factor)
 
@@ -95,7 +98,7 @@ def base_learning_rates(optimizer: Optimizer, schedulers: Iterable[Any]) -> list
     """
     own = getattr(optimizer, "optimizer", optimizer)
     peaks: list[Any] = [None] * len(optimizer.param_groups)
-    for scheduler in _unrolled(schedulers, seen=set()):
+    for scheduler in unrolled(schedulers):
         if getattr(scheduler, "optimizer", own) is own:
             peaks = vars(scheduler).get("max_lrs", peaks)
     rates = []
@@ -111,8 +114,30 @@ def base_learning_rates(optimizer: Optimizer, schedulers: Iterable[Any]) -> list
     return rates
 
 
+def unrolled(schedulers: Iterable[Any]) -> Iterator[Any]:
+    """Each scheduler once, and those inside it (``SequentialLR``, ``ChainedScheduler``).
+
+    Args:
+        schedulers: any; only read.
+
+    Example:
+        >>> import torch
+        >>> from torch.optim.lr_scheduler import ChainedScheduler, StepLR
+        >>> step = StepLR(torch.optim.SGD([torch.zeros(1)], lr=0.1), step_size=1)
+        >>> [type(scheduler).__name__ for scheduler in unrolled([ChainedScheduler([step]), step])]
+        ['ChainedScheduler', 'StepLR']
+    """
+    pending, seen = list(schedulers), set()
+    while pending:
+        scheduler = pending.pop(0)
+        if id(scheduler) not in seen:
+            seen.add(id(scheduler))
+            yield scheduler
+            pending = [*vars(scheduler).get("_schedulers", ()), *pending]
+
+
 def _scale(scheduler: Any, factor: float) -> None:
-    for name in _SCHEDULER_RATES:
+    for name in SCHEDULER_RATES:
         value = vars(scheduler).get(name)
         if isinstance(value, list | tuple):
             setattr(scheduler, name, [rate * factor for rate in value])
@@ -120,13 +145,3 @@ def _scale(scheduler: Any, factor: float) -> None:
             setattr(scheduler, name, value * factor)
     if isinstance(scheduler, ReduceLROnPlateau):
         scheduler.eps *= factor
-
-
-def _unrolled(schedulers: Iterable[Any], *, seen: set[int]) -> Iterator[Any]:
-    """Each scheduler once, and those inside it."""
-    for scheduler in schedulers:
-        if id(scheduler) in seen:
-            continue
-        seen.add(id(scheduler))
-        yield scheduler
-        yield from _unrolled(vars(scheduler).get("_schedulers", ()), seen=seen)
