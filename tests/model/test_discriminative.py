@@ -228,7 +228,7 @@ def test_a_scheduler_stays_of_its_kind(name):
 
 
 def test_factors_that_give_rates_as_they_are_written():
-    optimizer, schedule, held = trained(split=False, name="OneCycleLR")  # peaks of 0.5 and 0.05
+    optimizer, schedule, held = trained(split=False, name="CyclicLR")  # peaks of 0.5 and 0.05
     factors = factors_for(optimizer, [schedule], [0.005, 0.05, 0.25])
     split_(optimizer, [schedule], held, factors)
     highest = [max(rates) for rates in zip(*advance(optimizer, schedule, STEPS), strict=True)]
