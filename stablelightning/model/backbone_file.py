@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -112,9 +113,8 @@ def _metadata(
     objective: str | None,
     head: str | None,
 ) -> dict[str, str]:
-    from stablelightning import __version__  # the package imports this module
-
-    metadata = {"format": FORMAT, "stablelightning": __version__, "torch": str(torch.__version__)}
+    version = sys.modules["stablelightning"].__version__  # an import would point upward
+    metadata = {"format": FORMAT, "stablelightning": version, "torch": str(torch.__version__)}
     preprocessing = preprocessing_of(network)
     if architecture is not None:
         metadata["architecture"] = _as_json(architecture)

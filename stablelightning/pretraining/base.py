@@ -138,7 +138,7 @@ class Pretraining(StableMixin, L.LightningModule, ABC):
         return inputs
 
     def features(self, inputs: Tensor) -> Tensor:
-        """What the network makes of inputs: ``(N, F)``, maps ``(N, C, h, w)``, tokens ``(N, T, F)``.
+        """What the network gives: ``(N, F)``, maps ``(N, C, h, w)`` or tokens ``(N, T, F)``.
 
         Raises:
             ModelError: it gives no tensor with a row for each input.
