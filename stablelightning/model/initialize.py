@@ -1,7 +1,7 @@
 """Initialize a whole model: each layer for what consumes its output, and only what is fresh."""
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ from stablelightning.model.residual_scaling import begin_residual
 from stablelightning.model.schemes import Scheme, scheme_named
 from stablelightning.model.unit_variance import scale_by_data
 from stablelightning.model.write import Writer
+
+#: Why a parameter was not written that nobody asked for.
+_KEPT = "it is kept"
 
 
 def initialize(
@@ -96,6 +99,7 @@ def initialize_called(
     scheme: Scheme,
     overwrite: bool | Sequence[str] = False,
     call: Callable[..., Any] | None = None,
+    only: Collection[str] | None = None,
 ) -> InitializationReport:
     """Do the same for a model that is called in another way than by its forward.
 
@@ -105,6 +109,8 @@ def initialize_called(
         scheme: how.
         overwrite: see :func:`initialize`.
         call: what is called; the model itself if not given.
+        only: names of the parameters that are written, whatever they hold, and no others;
+            ``overwrite`` is not asked then.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(
@@ -123,6 +129,8 @@ def initialize_called(
     with torch.inference_mode(False), torch.no_grad():
         verdicts = default_parameters(model)
         verdicts.update({n: Verdict(True) for n in verdicts if forced(n)})
+        if only is not None:
+            verdicts = {n: Verdict(n in only, "" if n in only else _KEPT) for n in verdicts}
         writer = Writer(model, attribution, scheme, verdicts=verdicts)
         rows = writer.write()
         if scheme.residual:

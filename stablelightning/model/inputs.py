@@ -1,14 +1,14 @@
 """What a model is called with and returns: tensors, and whatever is built of them."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map
 
-from stablelightning.errors import DataError
+from stablelightning.errors import DataError, StableLightningError
 from stablelightning.model.modules import parameters_of
 
 #: How deep to look for tensors in objects that are no containers.
@@ -63,6 +63,39 @@ def leading_inputs(model: nn.Module, batch: Any) -> Any:
         else:
             break
     return tuple(batch[:taken]) if taken else batch
+
+
+def runner(model: nn.Module, example: Any) -> Callable[[], Any]:
+    """A function without arguments that runs a model once on an example.
+
+    Args:
+        model: any module, also a LightningModule.
+        example: what its forward takes, or a batch with targets behind that.
+
+    Returns:
+        The function; it raises DataError where the example does not fit the forward.
+
+    Example:
+        >>> import torch
+        >>> runner(nn.Flatten(), (torch.ones(2, 3, 4), "targets"))().shape
+        torch.Size([2, 12])
+    """
+    check_device(model, example)
+    args, kwargs = arguments_of(leading_inputs(model, example))
+
+    def run() -> Any:
+        try:
+            return model(*args, **kwargs)
+        except StableLightningError:
+            raise
+        except Exception as error:  # whatever a forward raises
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise DataError(
+                f"the example must fit the forward of {type(model).__name__}, which raised "
+                f"{type(error).__name__}: {reason}; pass inputs as the training loader does."
+            ) from error
+
+    return run
 
 
 def leaves_of(tree: Any) -> list[Any]:
