@@ -1,14 +1,24 @@
 """Find image files in folders, one folder a class, and share them out to the splits."""
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from stablelightning.data.splits import split_rows
-from stablelightning.errors import DataError
-from stablelightning.optional import require
+from stablelightning.data.copies import warn_of_copies
+from stablelightning.data.photographs import (
+    FOREIGN_SUFFIXES,
+    IMAGE_SUFFIXES,
+    images_under,
+    is_hidden,
+)
+from stablelightning.data.readable import Unreadable, readable_files
+from stablelightning.data.splits import few_labels, split_rows
+from stablelightning.errors import DataError, StableLightningWarning
 
 Sample = tuple[str, int]
 
@@ -23,6 +33,7 @@ class ImageFiles:
         val: may be empty.
         test: may be empty.
         test_rows: place of every test image in the list that it was drawn from, ``(N,)``.
+        unlabelled: training images whose classes are not used.
     """
 
     class_names: tuple[str, ...]
@@ -30,9 +41,43 @@ class ImageFiles:
     val: list[Sample]
     test: list[Sample]
     test_rows: Tensor
+    unlabelled: list[Sample] = field(default_factory=list)
 
 
-def list_images(root: Path, *, val_fraction: float, test_fraction: float, seed: int) -> ImageFiles:
+def class_names_in(root: Path) -> tuple[str, ...]:
+    """Names of the class folders under ``root``, or under ``root/train`` where it has splits.
+
+    Raises:
+        DataError: ``root`` is no folder, or holds no two class folders.
+
+    Example:
+        >>> import tempfile
+        >>> root = Path(tempfile.mkdtemp())
+        >>> (root / "train" / "dog").mkdir(parents=True); (root / "train" / "cat").mkdir()
+        >>> class_names_in(root)
+        ('cat', 'dog')
+    """
+    place = _training_folder(root)
+    names = tuple(folder.name for folder in _class_folders(place))
+    if len(names) < 2:
+        deeper = [folder for folder in _class_folders(place) if len(_class_folders(folder)) > 1]
+        remedy = f"give {str(deeper[0])!r}" if deeper else "sort the images into folders"
+        raise DataError(
+            "there must be a folder for each of at least two classes, got "
+            f"{', '.join(names) or 'none'} in {str(place)!r}; {remedy}."
+        )
+    return names
+
+
+def list_images(
+    root: Path,
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    labels_per_class: int | None = None,
+    unreadable: Unreadable = "refuse",
+) -> ImageFiles:
     """List the images under ``root``, either one tree of class folders or split folders.
 
     Args:
@@ -41,114 +86,167 @@ def list_images(root: Path, *, val_fraction: float, test_fraction: float, seed: 
         val_fraction: share of the training images that validate, if there is no ``root/val``.
         test_fraction: share of the training images that test, if there is no ``root/test``.
         seed: seed of those draws; classes keep their proportions.
+        labels_per_class: training images of each class that are used; ``None`` for all.
+        unreadable: ``"refuse"`` or ``"skip"`` images that cannot be read.
 
     Raises:
-        DataError: a folder is missing, holds no images, or has a class that is not under train.
+        DataError: a folder is missing, holds no images, or has a class that is not under train; an
+            image cannot be read; a class has too few images.
     """
-    if not root.is_dir():
-        raise DataError(
-            f"root must be a folder, got {str(root)!r}, which is not one (looked in {Path.cwd()}); "
-            "correct the path."
-        )
-    # A tree may have a class called "train"; only a folder of class folders is a split.
-    if not _class_folders(root / "train"):
-        train, val, test = root, None, None
-    else:
-        _check_split_names(root)
-        train = root / "train"
-        names = tuple(folder.name for folder in _class_folders(train))
-        val = _class_files(root / "val", names) if (root / "val").is_dir() else None
-        test = _class_files(root / "test", names) if (root / "test").is_dir() else None
-    names = tuple(folder.name for folder in _class_folders(train))
-    samples = _class_files(train, names)
+    names = class_names_in(root)
+    train = _training_folder(root)
+    given = _split_folders(root, names) if train != root else {}
+    listed = {
+        name: _class_files(place, names, unreadable=unreadable)
+        for name, place in {"train": train, **given}.items()
+    }
+    _warn_of_classes_without(given, names)
+    samples = listed["train"]
     labels = torch.tensor([label for _, label in samples])
     split = split_rows(
         labels,
-        val_fraction=val_fraction if val is None else 0.0,
-        test_fraction=test_fraction if test is None else 0.0,
+        val_fraction=0.0 if "val" in given else val_fraction,
+        test_fraction=0.0 if "test" in given else test_fraction,
         seed=seed,
     )
+    used, rest = few_labels(
+        labels, split.train, per_class=labels_per_class, seed=seed, class_names=names
+    )
+    drawn = {
+        name: [samples[row] for row in rows.tolist()] for name, rows in split._asdict().items()
+    }
+    parts = {name: listed[name] if name in given else drawn[name] for name in drawn}
+    warn_of_copies(parts)
     return ImageFiles(
         class_names=names,
-        train=[samples[row] for row in split.train.tolist()],
-        val=[samples[row] for row in split.val.tolist()] if val is None else val,
-        test=[samples[row] for row in split.test.tolist()] if test is None else test,
-        test_rows=split.test if test is None else torch.arange(len(test)),
+        train=_rows(samples, used),
+        val=parts["val"],
+        test=parts["test"],
+        test_rows=torch.arange(len(parts["test"])) if "test" in given else split.test,
+        unlabelled=_rows(samples, rest),
     )
 
 
-def unlabelled_images(place: Path) -> list[str]:
+def unlabelled_images(
+    place: Path, *, setting: str = "predict_path", unreadable: Unreadable = "refuse"
+) -> list[str]:
     """List the images under ``place`` at any depth, sorted by path, or ``place`` if it is one.
 
+    Args:
+        place: a folder or an image.
+        setting: what the place is called where it was given, for the message.
+        unreadable: ``"refuse"`` or ``"skip"`` images that cannot be read.
+
     Raises:
-        DataError: ``place`` does not exist or holds no images.
+        DataError: ``place`` does not exist or holds no images, or one cannot be read.
     """
     if not place.exists():
         raise DataError(
-            f"predict_path must exist, got {str(place)!r}, which does not (looked in {Path.cwd()});"
-            " correct the path."
+            f"{setting} must exist, got {str(place)!r}, which does not (looked in {Path.cwd()}); "
+            "correct the path."
         )
-    found = [place] if place.is_file() else sorted(place.rglob("*"))
-    files = [str(file) for file in found if file.suffix.lower() in image_suffixes()]
+    if place.is_file():
+        found = [str(place)] if place.suffix.lower() in IMAGE_SUFFIXES else []
+    else:
+        found = sorted(images_under(place), key=lambda file: Path(file).parts)
+        _tell_foreign(place)
+    files = readable_files(found, unreadable=unreadable)
     if not files:
         raise DataError(
-            f"predict_path must hold images ({', '.join(image_suffixes())}), got none in "
+            f"{setting} must hold images ({', '.join(IMAGE_SUFFIXES)}), got none in "
             f"{str(place)!r}; correct the path."
         )
     return files
 
 
-def _check_split_names(root: Path) -> None:
+def _training_folder(root: Path) -> Path:
+    if not root.is_dir():
+        raise DataError(
+            f"root must be a folder, got {str(root)!r}, which is not one (looked in {Path.cwd()}); "
+            "correct the path (--data.root FOLDER)."
+        )
+    # A tree may have a class called "train"; only a folder of class folders is a split.
+    return root / "train" if _class_folders(root / "train") else root
+
+
+def _split_folders(root: Path, class_names: Sequence[str]) -> dict[str, Path]:
+    """The folders beside train, after a look at their names and at those of their classes."""
     for folder in _class_folders(root):
         if folder.name.startswith(("val", "test")) and folder.name not in ("val", "test"):
             raise DataError(
                 f"folders beside train must be named val and test, got {str(folder)!r}; rename it."
+            )
+    given = {name: root / name for name in ("val", "test") if (root / name).is_dir()}
+    for name, place in given.items():
+        found = [folder.name for folder in _class_folders(place)]
+        if not found:
+            raise DataError(f"{str(place)!r} must hold class folders, got none; add or remove it.")
+        if strangers := [stranger for stranger in found if stranger not in class_names]:
+            raise DataError(
+                "train, val and test must have the same classes, got "
+                f"{', '.join(strangers)} under {name} and not under train "
+                f"({', '.join(class_names)}); add training images, or correct the names."
+            )
+    return given
+
+
+def _warn_of_classes_without(given: dict[str, Path], class_names: Sequence[str]) -> None:
+    for name, place in given.items():
+        found = {folder.name for folder in _class_folders(place)}
+        if absent := [class_name for class_name in class_names if class_name not in found]:
+            rank_zero_warn(
+                f"{name} has no images of {', '.join(absent)}, which are trained: its numbers do "
+                f"not speak of them; add folders to {str(place)!r}.",
+                category=StableLightningWarning,
             )
 
 
 def _class_folders(place: Path) -> list[Path]:
     if not place.is_dir():
         return []
-    # Editors and archives leave folders such as .ipynb_checkpoints and __MACOSX: no classes.
-    hidden = (".", "__")
     entries = sorted(place.iterdir())
-    return [entry for entry in entries if entry.is_dir() and not entry.name.startswith(hidden)]
+    return [entry for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
 
 
-def _class_files(place: Path, class_names: tuple[str, ...]) -> list[Sample]:
-    """List the images under ``place``, class by class, numbered by their place in the names."""
-    if len(class_names) < 2:
-        raise DataError(
-            "there must be a folder for each of at least two classes, got "
-            f"{', '.join(class_names) or 'none'} in {str(place)!r}; sort the images into folders."
-        )
+def _class_files(
+    place: Path, class_names: Sequence[str], *, unreadable: Unreadable
+) -> list[Sample]:
+    """List the images under ``place``, class by class, numbered by their place in the names.
+
+    Not by torchvision's ImageFolder: it numbers the classes of each folder by themselves, so that a
+    test folder without one of the classes would silently get other numbers than training.
+    """
     folders = {folder.name: folder for folder in _class_folders(place)}
-    if not folders:
-        raise DataError(f"{str(place)!r} must hold class folders, got none; add or remove it.")
-    strangers = [name for name in folders if name not in class_names]
-    if strangers:
-        raise DataError(
-            f"a class must have a folder under train, got {str(folders[strangers[0]])!r} beside "
-            f"the training classes {', '.join(class_names)}; add training images or remove it."
-        )
-    # Not ImageFolder itself: it numbers the classes of each folder by themselves, so that a test
-    # folder without one of the classes would silently get other numbers than training.
     numbers = {name: number for number, name in enumerate(class_names) if name in folders}
-    made = require("torchvision.datasets.folder", extra="vision").make_dataset(
-        str(place), numbers, extensions=image_suffixes(), allow_empty=True
-    )
-    filled = {number for _, number in made}
+    found = [
+        (file, number) for name, number in numbers.items() for file in images_under(folders[name])
+    ]
+    _tell_foreign(place)
+    readable = set(readable_files([file for file, _ in found], unreadable=unreadable))
+    samples = [sample for sample in found if sample[0] in readable]
+    filled = {number for _, number in samples}
     for name, number in numbers.items():
         if number not in filled:
             raise DataError(
-                f"a class folder must hold images ({', '.join(image_suffixes())}), got none in "
+                f"a class folder must hold images ({', '.join(IMAGE_SUFFIXES)}), got none in "
                 f"{str(folders[name])!r}; add images or remove the folder."
             )
-    return [(str(path), int(number)) for path, number in made]
+    return samples
 
 
-def image_suffixes() -> tuple[str, ...]:
-    """Return the endings of the files that count as images, such as ``".png"``."""
-    folder = require("torchvision.datasets.folder", extra="vision")
-    suffixes: tuple[str, ...] = folder.IMG_EXTENSIONS
-    return suffixes
+def _rows(samples: list[Sample], rows: Tensor) -> list[Sample]:
+    return [samples[row] for row in rows.tolist()]
+
+
+def _tell_foreign(place: Path) -> None:
+    """Say how many photographs are of a kind that cannot be read, and so are passed over."""
+    foreign = Counter(
+        Path(file).suffix.lower() for file in images_under(place, suffixes=FOREIGN_SUFFIXES)
+    )
+    if foreign:
+        told = ", ".join(f"{count} {suffix}" for suffix, count in sorted(foreign.items()))
+        rank_zero_warn(
+            f"Photographs of kinds that are not read here are passed over in {place}: {told}; "
+            "convert them to JPEG or PNG.",
+            category=StableLightningWarning,
+        )
