@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from stablelightning.model.diagnose import diagnose
     from stablelightning.model.dropout import add_dropout
     from stablelightning.model.fold import fold_batch_norm
+    from stablelightning.model.head import replace_head
     from stablelightning.model.initialize import initialize
     from stablelightning.model.prediction import Prediction
     from stablelightning.model.recommend import recommend_activation
@@ -36,6 +37,7 @@ _HOME = {
     "mc_dropout": "stablelightning.model.sample",
     "recommend_activation": "stablelightning.model.recommend",
     "recommended_callbacks": "stablelightning.callbacks.recommended",
+    "replace_head": "stablelightning.model.head",
     "sample_predictions": "stablelightning.model.sample",
     "swap_activations": "stablelightning.model.activation",
 }
@@ -56,6 +58,7 @@ __all__ = [
     "mc_dropout",
     "recommend_activation",
     "recommended_callbacks",
+    "replace_head",
     "sample_predictions",
     "swap_activations",
 ]

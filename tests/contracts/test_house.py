@@ -27,6 +27,7 @@ FACE = [
     "mc_dropout",
     "recommend_activation",
     "recommended_callbacks",
+    "replace_head",
     "sample_predictions",
     "swap_activations",
 ]
