@@ -9,6 +9,7 @@ from stablelightning.callbacks.clip import (
 )
 from stablelightning.callbacks.doctor import ConsultDoctor
 from stablelightning.callbacks.export import ExportModel
+from stablelightning.callbacks.freeze import UnfreezeGradually
 from stablelightning.callbacks.gap import MeasureGap
 from stablelightning.callbacks.guard import GuardTraining
 from stablelightning.callbacks.initialize import InitializeWeights
@@ -22,6 +23,7 @@ from stablelightning.callbacks.regularize import (
     RegularizeL1,
     RegularizeL2,
 )
+from stablelightning.callbacks.regularize_start import RegularizeToStart
 from stablelightning.callbacks.sparse import PruneByL1, PruneGradually
 from stablelightning.callbacks.stop_early import StopEarly
 from stablelightning.callbacks.uncertainty import EstimateUncertainty
@@ -46,8 +48,10 @@ __all__ = [
     "RegularizeElastic",
     "RegularizeL1",
     "RegularizeL2",
+    "RegularizeToStart",
     "SelectActivation",
     "StopEarly",
     "SwitchOptimizerModes",
+    "UnfreezeGradually",
     "recommended_callbacks",
 ]

@@ -148,6 +148,65 @@ def shrink_(weight: Tensor, amount: float | Tensor) -> Tensor:
     return weight.div_(1 + amount)
 
 
+def start_penalty(
+    weights: Sequence[Tensor], starts: Sequence[Tensor], strength: float | Tensor
+) -> Tensor:
+    r"""Half the sum of squared distances from where weights began (L2-SP), times a factor.
+
+    :math:`\frac{\lambda}{2} \sum (w - w_0)^2`, which favours what was learned before.
+
+    Args:
+        weights: any shapes, one device; at least one.
+        starts: of each weight, the value :math:`w_0` that it began at.
+        strength: the factor :math:`\lambda`, >= 0.
+
+    Returns:
+        A scalar through which gradients flow; sums of half precision are taken in float32.
+
+    Raises:
+        RecipeError: ``strength`` is negative.
+
+    Source:
+        Li, Grandvalet, Davoine 2018, arXiv:1802.01483, equation 3.
+
+    Example:
+        >>> start_penalty([torch.tensor([3.0, -4.0])], [torch.tensor([1.0, -4.0])], strength=0.5)
+        tensor(1.)
+    """
+    pairs = zip(weights, starts, strict=True)
+    return l2_penalty([_wide(weight) - _wide(start) for weight, start in pairs], strength)
+
+
+def shrink_towards_(weight: Tensor, start: Tensor, amount: float | Tensor) -> Tensor:
+    r"""Divide the distance from a start by ``1 + amount``: the proximal step of L2-SP.
+
+    :math:`\arg\min_v \frac{1}{2}(v - w)^2 + \frac{a}{2} (v - w_0)^2`, solved exactly. It cannot
+    overshoot, however large the amount, and a weight at its start stays there to the bit.
+
+    Args:
+        weight: any shape; changed in place.
+        start: :math:`w_0`, of the same shape.
+        amount: :math:`a` >= 0, the learning rate times the penalty's strength; a tensor costs no
+            synchronisation.
+
+    Returns:
+        ``weight`` itself.
+
+    Raises:
+        RecipeError: ``amount`` is negative.
+
+    Source:
+        Li, Grandvalet, Davoine 2018, arXiv:1802.01483; Parikh, Boyd 2014, Proximal Algorithms,
+        sections 2.2 and 6.1.1 (the step, and its translation).
+
+    Example:
+        >>> shrink_towards_(torch.tensor([3.0, -2.0]), torch.tensor([1.0, -2.0]), 1.0)
+        tensor([ 2., -2.])
+    """
+    _check_strength(amount, name="amount")
+    return weight.lerp_(start, amount / (1 + amount))
+
+
 def unit_norms(weight: Tensor, *, unit_axes: Sequence[int] = (0,)) -> Tensor:
     """L2 norm of the incoming weights of every unit.
 

@@ -32,10 +32,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "RegularizeElastic": {"l1_strength": 0.2, "l2_strength": 0.3},
     "RegularizeL1": {"strength": 0.2},
     "RegularizeL2": {"strength": 0.3},
+    "RegularizeToStart": {"strength": 0.4, "head_strength": 0.2},
     "PruneByL1": {"sparsity": 0.6, "strength": 0.1, "end": 1, "per_layer": True},
     "PruneGradually": {"sparsity": 0.8, "start": 0.1, "end": 0.75, "every_n_steps": 2},
     "MeasureGap": {"rows": 12, "monitor": "val_loss", "required": False},
     "StopEarly": {"monitor": "val_loss", "patience": 5, "required": False},
+    "UnfreezeGradually": {"every_n_steps": 3},
     "MonitorSignals": {"every_n_steps": 3, "window": 8, "dead_share": 0.9},
 }
 

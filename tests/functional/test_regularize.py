@@ -15,7 +15,9 @@ from stablelightning.functional.regularize import (
     l2_penalty,
     max_norm_,
     shrink_,
+    shrink_towards_,
     soft_threshold_,
+    start_penalty,
     unit_norms,
 )
 
@@ -169,3 +171,33 @@ def test_a_unit_that_is_not_finite_is_left_to_be_found():
 def test_a_bound_that_is_not_positive_is_refused(bound):
     with pytest.raises(RecipeError, match="max_norm must be > 0"):
         max_norm_(torch.ones(2, 2), bound)
+
+
+# ---- towards a start ----------------------------------------------------------------------------
+
+
+@given(vectors, st.floats(-10, 10, width=32), strengths)
+def test_the_step_of_l2_sp_is_that_of_l2_around_the_start(weight, start, amount):
+    begun = torch.full_like(weight, start)
+    found = shrink_towards_(weight.clone(), begun, amount)
+    expected = begun + (weight - begun) / (1 + amount)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    assert torch.equal(shrink_towards_(begun.clone(), begun, amount), begun)
+
+
+def test_the_step_of_l2_sp_minimizes_its_penalty():
+    weight, begun = torch.tensor([3.0]), torch.tensor([1.0])
+    value = torch.linspace(0, 4, 4001)
+    costs = [
+        (v - weight).square() / 2 + start_penalty([v[None]], [begun], 0.7) for v in value.unbind()
+    ]
+    best = value[torch.stack(costs).argmin()]
+    assert shrink_towards_(weight, begun, 0.7).item() == pytest.approx(best.item(), abs=1e-3)
+
+
+def test_the_penalty_of_a_distance():
+    assert start_penalty([torch.tensor([3.0])], [torch.tensor([1.0])], 0.5) == 1.0
+    with pytest.raises(RecipeError, match="strength must be >= 0"):
+        start_penalty([torch.ones(2)], [torch.ones(2)], -1.0)
+    with pytest.raises(RecipeError, match="amount must be >= 0"):
+        shrink_towards_(torch.ones(2), torch.ones(2), -1.0)
