@@ -1,8 +1,8 @@
 """Whether the parameters of a model are still as torch's constructors drew them.
 
-Loading leaves no mark on a tensor: what is loaded, trained or set by hand is known only by what it
-no longer is. A parameter counts as default where nothing contradicts the draw of its layer's
-constructor and enough speaks for it; where in doubt it is not.
+Torch's loading leaves no mark on a tensor: what is loaded, trained or set by hand is known only by
+what it no longer is. A parameter counts as default where nothing contradicts the draw of its
+layer's constructor and enough speaks for it; where in doubt it is not.
 """
 
 import math
@@ -23,6 +23,7 @@ from stablelightning.functional.defaults import (
     normal_evidence,
     uniform_evidence,
 )
+from stablelightning.model.loaded import loaded_parameters
 
 #: ``nn.Linear`` and the convolutions draw by He's rule for a leaky slope of sqrt(5).
 _SLOPE_GAIN = math.sqrt(2 / (1 + 5))
@@ -52,10 +53,11 @@ def default_parameters(model: nn.Module) -> dict[str, Verdict]:
     statistics that have moved is not fresh) and PReLU; in float64, float32, bf16 and fp16. A fresh
     parameter is taken for another with a chance of about 1e-6.
 
-    What is frozen, shared between modules, or made by a parametrization is not default. A layer is
-    one witness: with a weight that was set, its bias counts as set too. Layers too small to judge
-    alone, and embeddings, whose normal numbers tell less, go with the rest of the model: default
-    only if all together look so, and none was set.
+    What is frozen, shared between modules, made by a parametrization, or was loaded by
+    :func:`~stablelightning.model.weights_file.load_weights` is not default. A layer is one witness:
+    with a weight that was set, its bias counts as set too. Layers too small to judge alone, and
+    embeddings, whose normal numbers tell less, go with the rest of the model: default only if all
+    together look so, and none was set.
 
     Args:
         model: any module; not changed.
@@ -267,9 +269,12 @@ def _barred(model: nn.Module) -> dict[str, Verdict]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(parameter, []).append(name)
     barred = {}
+    loaded = loaded_parameters(model)
     for owned, names in owners.items():
         reason = ""
-        if len(names) > 1:
+        if not loaded.isdisjoint(names):
+            reason = "loaded from a file"
+        elif len(names) > 1:
             reason = f"shared: {' and '.join(names)} are one tensor"
         elif not owned.requires_grad:
             reason = "frozen: requires_grad is False"
