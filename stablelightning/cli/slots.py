@@ -60,6 +60,11 @@ SLOTS = (
         "A diagnosis before training, and the cures where they are asked for.",
     ),
     Slot(
+        "unfreeze",
+        "stablelightning.callbacks.freeze.UnfreezeGradually",
+        "Which depth groups of a model are trained, and when: gradually, the head, all slowly.",
+    ),
+    Slot(
         "learning_rate",
         "stablelightning.callbacks.learning_rate.FindLearningRate",
         "A learning rate found by trying, before training: a sweep, or halving.",

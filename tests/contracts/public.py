@@ -57,6 +57,9 @@ SAMPLERS = {"EstimateUncertainty"}
 #: Callbacks that cannot do what they are for around a model without a hidden activation.
 SWAPPERS = {"SelectActivation"}
 
+#: Callbacks that cannot do what they are for around a model of a single layer.
+FREEZERS = {"UnfreezeGradually"}
+
 #: Callbacks that need Lightning's automatic optimization, and say so around any other module.
 AUTOMATIC = {"FindLearningRate", "HalveLearningRate", "SelectActivation"}
 
