@@ -317,6 +317,12 @@ class StableMixin(_Base):
     def _update_metrics(self, key: str, output: Tensor | Gaussian, target: Tensor) -> None:
         assert self.task is not None
         compared = TASKS[self.task].compared(output, target, logits=self._default_loss)
+        self._log_metrics(key, output, compared)
+
+    def _log_metrics(
+        self, key: str, output: Tensor | Gaussian, compared: tuple[Tensor, Tensor]
+    ) -> None:
+        """Update and log the metrics of one dataloader, ``<stage>_<index>``."""
         for name, metric in self._metrics(key, output).items():
             assert isinstance(metric, Metric)
             metric.update(*compared)
@@ -327,7 +333,7 @@ class StableMixin(_Base):
                 on_step=False,
                 on_epoch=True,
                 metric_attribute=attribute,
-                batch_size=max(target.shape[:1], default=1),
+                batch_size=max(compared[1].shape[:1], default=1),
             )
 
     def _metrics(self, key: str, output: Tensor | Gaussian) -> nn.ModuleDict:

@@ -1,6 +1,7 @@
 """Pretraining without labels: modules that leave a backbone for fine-tuning."""
 
+from stablelightning.pretraining.autoencoder import DenoisingAutoencoder
+from stablelightning.pretraining.auxiliary import AuxiliaryTask, RotationPrediction
 from stablelightning.pretraining.base import Pretraining
-from stablelightning.pretraining.contrastive import SimCLR
 
-__all__ = ["Pretraining", "SimCLR"]
+__all__ = ["AuxiliaryTask", "DenoisingAutoencoder", "Pretraining", "RotationPrediction"]

@@ -43,8 +43,8 @@ class Pretraining(StableMixin, L.LightningModule, ABC):
     give the features.
 
     An objective of your own needs ``loss(batch)``, and ``build`` if it has layers whose sizes
-    follow from the network. What is random in it is drawn alike at every validation, so that the
-    losses of two epochs can be compared.
+    follow from the network; ``task_metrics`` and ``compare`` log how good it is. What is random in
+    it is drawn alike at every validation, so that the losses of two epochs can be compared.
 
     Args:
         network: gives features, or has a classifier behind them; changed in place: the classifier
@@ -75,6 +75,8 @@ class Pretraining(StableMixin, L.LightningModule, ABC):
 
     #: What it is called in reports and in backbone files; an overlay of the same name.
     objective: ClassVar[str] = "pretraining"
+
+    _compared: list[tuple[Tensor, Tensor]] | None = None
 
     #: Read by callbacks that would take the output for a prediction of the target.
     gives_features: ClassVar[bool] = True
@@ -114,13 +116,21 @@ class Pretraining(StableMixin, L.LightningModule, ABC):
         """A picture of what was learned, drawn from test inputs; ``None`` where there is none."""
         return None
 
+    def check(self, inputs: Tensor) -> None:
+        """Refuse inputs that this objective can do nothing with, before anything is trained.
+
+        Raises:
+            DataError: they are such.
+        """
+
     # ---- what it is given --------------------------------------------------------------------
 
     def inputs(self, batch: Any) -> Tensor:
         """The inputs of a batch, without its targets, and with the objective's layers ready.
 
         Raises:
-            DataError: the network takes several inputs, or none that is a tensor of numbers.
+            DataError: the network takes several inputs, or none that is a tensor of numbers, or
+                the objective cannot use them.
         """
         inputs, _ = inputs_and_target(self.network, batch)  # type: ignore[arg-type]
         if isinstance(inputs, tuple | list) and len(inputs) == 1:
@@ -156,6 +166,20 @@ class Pretraining(StableMixin, L.LightningModule, ABC):
         """Features ``(N, F)``: maps and tokens are averaged over their places."""
         return pooled(self.features(inputs))
 
+    def compare(self, output: Tensor, target: Tensor) -> None:
+        """Hand over what the metrics of ``task_metrics(output)`` compare; for ``loss`` to call.
+
+        In training nothing happens: metrics are those of validation and test.
+        """
+        if self._compared is not None:
+            self._compared.append((output.detach(), target.detach()))
+
+    @property
+    def channels(self) -> int | None:
+        """Colour channels of the data, so that rows of pixels are drawn as images, if it says."""
+        channels = getattr(getattr(self._trainer, "datamodule", None), "in_channels", None)
+        return channels if channels in (1, 3) else None
+
     def ready(self, batch: Any) -> Any:
         """Make the objective's layers for batches like this one, and return it.
 
@@ -164,6 +188,18 @@ class Pretraining(StableMixin, L.LightningModule, ABC):
         """
         self.inputs(batch)
         return batch
+
+    def _scored(self, stage: str, batch: Any, place: tuple[int, int]) -> Any:
+        number, loader = place
+        self._compared = []
+        try:
+            with preserved_generators(seed=number):
+                loss = self._evaluate(stage, batch, loader)
+            for output, target in self._compared:
+                self._log_metrics(f"{stage}_{loader}", output, (output, target))
+        finally:
+            self._compared = None
+        return loss
 
     def _make_ready(self, inputs: Tensor) -> None:
         if self._shapes:
@@ -195,14 +231,12 @@ class Pretraining(StableMixin, L.LightningModule, ABC):
             self.ready(move_data_to_device(batch, self.device))
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        """Log the loss as ``val/loss``, drawn alike at every epoch."""
-        with preserved_generators(seed=batch_idx):
-            return self._evaluate("val", batch, dataloader_idx)
+        """Log the loss and the metrics as ``val/...``, drawn alike at every epoch."""
+        return self._scored("val", batch, (batch_idx, dataloader_idx))
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        """Log the loss as ``test/loss``, drawn as in validation."""
-        with preserved_generators(seed=batch_idx):
-            return self._evaluate("test", batch, dataloader_idx)
+        """Log the loss and the metrics as ``test/...``, drawn as in validation."""
+        return self._scored("test", batch, (batch_idx, dataloader_idx))
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Features of the batch's inputs, by one plain pass."""
