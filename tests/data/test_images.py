@@ -1,3 +1,6 @@
+import warnings
+from dataclasses import replace
+
 import lightning as L
 import numpy as np
 import pytest
@@ -6,7 +9,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from stablelightning.data import ImageFolderData
+from stablelightning.data.image_base import IMAGENET
 from stablelightning.errors import DataError, RecipeError, StableLightningWarning
+from stablelightning.model.preprocessing import Preprocessing
 from tests.data.small import TRAINER, Linear, rows_of
 
 #: Every image of a class has one colour, so that a label can be read off the pixels.
@@ -202,9 +207,130 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
         rows_of(data.test_dataloader())
 
 
+def test_damaged_images_are_refused_before_training_or_left_out_and_counted(tmp_path):
+    tree(tmp_path)
+    files = [tmp_path / "cat" / "03.png", tmp_path / "emu" / "04.png"]
+    for file in files:
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match=rf"got 2 of 30 .*{files[0]} .*{files[1]} "):
+        plain(tmp_path).setup("fit")
+    data = plain(tmp_path, unreadable="skip")
+    with pytest.warns(StableLightningWarning, match="left out: 2 of 30"):
+        data.setup("fit")
+    loaders = data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
+    assert sum(len(loader.dataset) for loader in loaders) == 28
+    for loader in loaders:
+        assert_labels_match_colours(data, loader)
+
+
+def test_a_class_of_damaged_images_only_is_refused(tmp_path):
+    tree(tmp_path)
+    for file in (tmp_path / "dog").iterdir():
+        file.write_bytes(b"")
+    with (
+        pytest.warns(StableLightningWarning, match="left out: 10 of 30"),
+        pytest.raises(DataError, match=r"must hold images .*got none in .*dog"),
+    ):
+        plain(tmp_path, unreadable="skip").setup("fit")
+
+
+def test_photographs_of_kinds_that_are_not_read_are_counted(tmp_path):
+    tree(tmp_path)
+    (tmp_path / "cat" / "IMG_1.HEIC").touch()
+    (tmp_path / "dog" / "raw").mkdir()
+    (tmp_path / "dog" / "raw" / "2.dng").touch()
+    with pytest.warns(StableLightningWarning, match=r"passed over in .*: 1 \.dng, 1 \.heic; conv"):
+        plain(tmp_path).setup("fit")
+
+
+def test_the_same_image_in_two_splits_is_told(tmp_path):
+    tree(tmp_path)
+    data = plain(tmp_path)
+    data.setup()
+    twin = tmp_path / "cat" / "99.png"
+    twin.write_bytes((tmp_path / "cat" / "00.png").read_bytes())
+    found = set()
+    for seed in range(8):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            (data := plain(tmp_path, seed=seed)).setup()
+        splits = {
+            name
+            for name in ("train", "val", "test")
+            for file in data.part(name).images.files
+            if file.endswith(("cat/00.png", "cat/99.png"))
+        }
+        assert bool(told) == (len(splits) == 2)
+        found.add(len(splits))
+    assert found == {1, 2}  # the seeds showed both
+
+
+def test_few_labels_leave_the_rest_of_training_unlabelled(tmp_path):
+    whole, few = plain(tree(tmp_path)), plain(tmp_path, labels_per_class=2)
+    assert_labels_match_colours(few, few.train_dataloader())
+    files, rest = few.part("train").images.files, few.unlabelled_part().files
+    assert (len(files), len(rest)) == (6, 15)
+    assert sorted([*files, *rest]) == sorted(whole.part("train").images.files)
+    assert few.test_files == whole.test_files
+    assert whole.unlabelled_dataloader() is None
+    batch = next(iter(few.unlabelled_dataloader()))
+    assert type(batch) is torch.Tensor
+
+
+class Prepared(Linear):
+    """A network whose weights want images of their own kind."""
+
+    def __init__(self, wanted):
+        super().__init__(3 * wanted.image_size**2, 3)
+        self.net.preprocessing = wanted
+
+
+WANTED = Preprocessing((0.5,) * 3, (0.25,) * 3, image_size=6, crop_share=0.5)
+
+
+def test_images_are_prepared_as_the_weights_of_the_network_want_them(tmp_path):
+    data = ImageFolderData(tree(tmp_path / "old"), num_workers=0, augment=False)
+    assert data.preprocessing == IMAGENET
+    trainer = L.Trainer(**TRAINER, default_root_dir=tmp_path)
+    trainer.fit(Prepared(WANTED), datamodule=data)
+    assert data.preprocessing == WANTED
+    inputs, target = rows_of(data.test_dataloader())
+    assert inputs.shape[1:] == (3, 6, 6)
+    expected = torch.tensor([2.0, -2.0, -2.0])[:, None, None].expand(3, 6, 6)
+    torch.testing.assert_close(inputs[target == 0][0], expected)
+    resize = data.part("test").images.transform.transforms[0]
+    assert resize.size == [12]  # half of it is the crop
+    # Predicting needs no network that says so: the checkpoint does. What is set here comes first.
+    state = torch.load(trainer.checkpoint_callback.best_model_path, weights_only=True)
+    later = ImageFolderData("gone", mean=(0, 0, 0))
+    later.load_state_dict(state["ImageFolderData"])
+    assert later.preprocessing == replace(WANTED, mean=(0, 0, 0))
+
+
+def test_a_network_for_grey_images_is_refused_in_words(tmp_path):
+    data = ImageFolderData(tree(tmp_path), num_workers=0)
+    trainer = L.Trainer(**TRAINER, default_root_dir=tmp_path)
+    with pytest.raises(DataError, match="give three channels, got a network for 1"):
+        trainer.fit(Prepared(Preprocessing((0.5,), (0.5,), image_size=6)), datamodule=data)
+
+
+def test_a_folder_that_lies_one_deeper_is_pointed_out(tmp_path):
+    tree(tmp_path / "photos")
+    with pytest.raises(DataError, match=rf"got photos in .*; give '{tmp_path}/photos'"):
+        plain(tmp_path).setup()
+
+
+def test_class_names_need_no_look_at_the_images(tmp_path):
+    tree(tmp_path)
+    (tmp_path / "cat" / "00.png").write_bytes(b"")
+    assert plain(tmp_path).num_outputs == 3
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"labels_per_class": 0}, r"labels_per_class must be a whole number >= 1, got 0"),
+        ({"unreadable": "ignore"}, r"unreadable must be refuse or skip, got 'ignore'"),
         ({"image_size": 0}, r"image_size must be a whole number >= 1, got 0"),
         ({"std": (1.0, 0.0, 1.0)}, r"std must be > 0, got .*std=\[1.0, 0.0, 1.0\]"),
         ({"mean": (0.5,)}, r"three numbers each"),
