@@ -22,11 +22,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
-#: Of each class, in this order; the rest trains.
-TEST, VALIDATION = 1000, 500
+#: Images of each class, in this order.
+TEST, VALIDATION, POOL = 1000, 500, 3500
 
 #: Means and standard deviations of the pixels of this data, in [0, 255] units.
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
+
+WHITE = 255
 
 #: Pixels by which an image is moved at most.
 _SHIFT = 4
@@ -102,7 +104,8 @@ class CifarData(L.LightningDataModule):
     Args:
         root: folder of class folders.
         classes: their numbers in the order of the folders' names; target 0 is the first of them.
-        per_class: training images of each class, drawn by ``seed``; ``None`` takes all.
+        pool: training images of each class that there are.
+        per_class: how many of them are used, drawn by ``seed``; ``None`` takes all.
         seed: of that draw.
         batch_size: images of a batch.
         augment: mirror and move.
@@ -114,6 +117,7 @@ class CifarData(L.LightningDataModule):
         root: str,
         classes: Sequence[int] = tuple(range(10)),
         *,
+        pool: int = POOL,
         per_class: int | None = None,
         seed: int = 0,
         batch_size: int = 128,
@@ -121,8 +125,10 @@ class CifarData(L.LightningDataModule):
         copies: int = 1,
     ) -> None:
         super().__init__()
+        # Where views of images are drawn, these say what black is.
+        self.mean, self.std = tuple(m / WHITE for m in MEAN), tuple(s / WHITE for s in STD)
         self.root, self.classes = root, tuple(classes)
-        self.per_class, self.seed = per_class, seed
+        self.pool, self.per_class, self.seed = pool, per_class, seed
         self.batch_size, self.augment, self.copies = batch_size, augment, copies
 
     def rows(self, part: str) -> list[Tensor]:
@@ -133,7 +139,7 @@ class CifarData(L.LightningDataModule):
             parts = {
                 "test": own[:TEST],
                 "val": own[TEST : TEST + VALIDATION],
-                "train": own[TEST + VALIDATION :],
+                "train": own[TEST + VALIDATION :][: self.pool],
             }
             rows = parts[part]
             if part == "train" and self.per_class is not None:
