@@ -3,5 +3,12 @@
 from stablelightning.pretraining.autoencoder import DenoisingAutoencoder
 from stablelightning.pretraining.auxiliary import AuxiliaryTask, RotationPrediction
 from stablelightning.pretraining.base import Pretraining
+from stablelightning.pretraining.contrastive import SimCLR
 
-__all__ = ["AuxiliaryTask", "DenoisingAutoencoder", "Pretraining", "RotationPrediction"]
+__all__ = [
+    "AuxiliaryTask",
+    "DenoisingAutoencoder",
+    "Pretraining",
+    "RotationPrediction",
+    "SimCLR",
+]
