@@ -72,7 +72,7 @@ def leave_results(
     write_summary(folder, summary)
     log_summary(trainer.loggers, summary)
     if unknown and rows:
-        write_predictions(folder, rows)
+        write_predictions(folder, rows, **names_of(rows, data, "test_files"))
         for name, figure in _figures(rows, unknown.rows, data):
             plots.save_figure(figure, folder / "plots" / f"{name}.png")
             log_figure(trainer.loggers, f"uncertainty/{name}", figure)
@@ -102,6 +102,26 @@ def with_dataset_rows(rows: Rows, data: Any) -> Rows:
     if not rows or not isinstance(places, Tensor) or len(places) <= int(rows["index"].max()):
         return rows
     return {"index": rows["index"], "row": places[rows["index"]], **rows}
+
+
+def names_of(rows: Rows, data: Any, files: str) -> dict[str, Any]:
+    """What the data can say in words of the rows: the file of each, the name of each class.
+
+    Args:
+        rows: with their ``index`` and ``mean``.
+        data: a data module; one that reads files knows theirs.
+        files: the attribute that holds them, by index: ``"test_files"`` or ``"predict_files"``.
+
+    Returns:
+        ``files`` and ``class_names`` for :func:`~stablelightning.report.summary.write_predictions`;
+        ``None`` for what is not known, or is of another length.
+    """
+    paths, names = getattr(data, files, None), getattr(data, "class_names", None)
+    if paths is not None and len(paths) <= int(rows["index"].max()):
+        paths = None
+    if names is not None and (rows["mean"].ndim != 2 or len(names) != rows["mean"].shape[1]):
+        names = None
+    return {"files": paths, "class_names": names}
 
 
 def _figures(rows: Rows, unknown: dict[str, Rows], data: Any) -> Iterator[tuple[str, "Figure"]]:

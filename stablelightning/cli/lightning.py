@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from stablelightning.cli.checkpoint import KeepBest
 from stablelightning.cli.explain import explain, inner_error
 from stablelightning.cli.failure import mismatch
+from stablelightning.cli.outputs import fill_outputs
 from stablelightning.cli.processes import end_together
 from stablelightning.cli.quiet import quiet
 from stablelightning.cli.record import SaveRecipe
@@ -84,6 +85,10 @@ class StableCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; the arguments always come from :func:`stablelightning.cli.main.main`."""
         self.config = parser.parse_args(args)
+
+    def before_instantiate_classes(self) -> None:
+        """Ask the data how many outputs a network shall have that leaves it open."""
+        fill_outputs(self.config.get(str(self.subcommand), self.config))
 
     def instantiate_classes(self) -> None:
         """Make the model, the data and the Trainer; what a constructor refuses is a bad setting."""

@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
 def _predict(
     config: Path, checkpoint: Path, output: Path, overrides: list[str], *, weights_only: bool
 ) -> None:
-    from stablelightning.cli.leave import with_dataset_rows
+    from stablelightning.cli.leave import names_of, with_dataset_rows
     from stablelightning.cli.lightning import StableCLI, checkpoint_errors
     from stablelightning.cli.quiet import quiet
     from stablelightning.report.summary import write_predictions
@@ -87,7 +87,8 @@ def _predict(
     rows = rows_of(predictions)
     if getattr(cli.datamodule, "predict_path", None) is None:  # the test set, then
         rows = with_dataset_rows(rows, cli.datamodule)
-    write_predictions(output.parent, rows, name=output.name)
+    names = names_of(rows, cli.datamodule, "predict_files")
+    write_predictions(output.parent, rows, name=output.name, **names)
 
 
 def rows_of(predictions: Any) -> "dict[str, Tensor]":

@@ -67,6 +67,7 @@ class RunCLI(StableCLI):
         In this order, so that the config.yaml of a run is a recipe that makes another run, with a
         folder of its own.
         """
+        super().before_instantiate_classes()
         self.recipe = resolved_recipe(self.parser, self.config)
         folder = self.plan.folder
         if self.config.get("trainer.default_root_dir") is None:
@@ -97,7 +98,10 @@ class RunCLI(StableCLI):
         data = self.datamodule
         if data is None or not self.trainer.is_global_zero:
             return
-        data.trainer = self.trainer  # as Lightning does before it calls these hooks
+        # As Lightning does before it calls these hooks: data may ask what the weights of the
+        # network were trained on.
+        data.trainer = self.trainer
+        self.trainer.strategy.connect(self.model)
         # Lightning sets it up once more; a split drawn then must be that of the other processes.
         with isolate_rng():
             data.prepare_data()

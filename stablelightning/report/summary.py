@@ -150,6 +150,8 @@ def write_predictions(
     rows: Mapping[str, Tensor],
     *,
     name: str = "predictions.parquet",
+    files: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Path:
     """Write one row per test example, whole or not at all, sorted by index.
 
@@ -162,6 +164,8 @@ def write_predictions(
         folder: made if it is not there.
         rows: ``EstimateUncertainty.rows``, tensors of equal length, on any device.
         name: file name; an old file of this name is replaced.
+        files: path of the file that each example comes from, by its index: a column ``file``.
+        class_names: name of every class: a column ``prediction_name`` of a classifier.
 
     Raises:
         DataError: the tensors differ in length.
@@ -177,7 +181,13 @@ def write_predictions(
     pyarrow = require("pyarrow", extra="recipes")
     parquet = require("pyarrow.parquet", extra="recipes")
     path = Path(folder) / name
-    table = pyarrow.table(_columns(rows))
+    columns = _columns(rows)
+    if files is not None and "index" in columns:
+        names = {"file": [files[index] for index in columns["index"]]}
+        columns = {"index": columns.pop("index"), **names, **columns}
+    if class_names is not None and "prediction" in columns:
+        columns["prediction_name"] = [class_names[number] for number in columns["prediction"]]
+    table = pyarrow.table(columns)
     with written_whole(path) as temporary:
         parquet.write_table(table, temporary)
     return path

@@ -122,6 +122,17 @@ def test_predictions_of_a_regression_and_of_half_precision(tmp_path: Path) -> No
     assert frame["mean"].tolist() == rows["mean"].float().tolist()
 
 
+def test_predictions_name_their_files_and_classes(tmp_path: Path) -> None:
+    rows = {key: value.flip(0) for key, value in classification_rows(5).items()}
+    files = [f"photo {number}.jpg" for number in range(6)]
+    path = write_predictions(tmp_path, rows, files=files, class_names=["cat", "dog", "emu"])
+    frame = pandas.read_parquet(path)
+    assert list(frame)[:2] == ["index", "file"]
+    assert frame["file"].tolist() == files[:5]
+    names = dict(enumerate(["cat", "dog", "emu"]))
+    assert frame["prediction_name"].tolist() == frame["prediction"].map(names).tolist()
+
+
 def test_dense_predictions_are_lists(tmp_path: Path) -> None:
     rows = {"index": torch.arange(2), "mean": torch.rand(2, 3, 4, 4), "total": torch.rand(2, 4, 4)}
     frame = pandas.read_parquet(write_predictions(tmp_path, rows))
