@@ -1,6 +1,7 @@
 """Floor 3: Lightning callbacks, one concern each."""
 
 from stablelightning.callbacks.activation import SelectActivation
+from stablelightning.callbacks.backbone import SaveBackbone
 from stablelightning.callbacks.clip import (
     ClipGradientAdaptive,
     ClipGradientNorm,
@@ -49,6 +50,7 @@ __all__ = [
     "RegularizeL1",
     "RegularizeL2",
     "RegularizeToStart",
+    "SaveBackbone",
     "SelectActivation",
     "StopEarly",
     "SwitchOptimizerModes",

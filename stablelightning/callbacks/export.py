@@ -10,13 +10,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from stablelightning.callbacks.base import StableCallback
 from stablelightning.callbacks.batches import inputs_and_target
 from stablelightning.callbacks.example import example_batch
+from stablelightning.callbacks.kept import best_checkpoint, folder_for_results
 from stablelightning.callbacks.shards import is_sharded
 from stablelightning.errors import (
     ModelError,
@@ -135,7 +135,7 @@ class ExportModel(StableCallback):
             )
         inputs, _ = inputs_and_target(pl_module, example_batch(trainer, pl_module))
         model = detached_copy(pl_module).eval()
-        path = _best_checkpoint(trainer) if self.best else None
+        path = best_checkpoint(trainer) if self.best else None
         if path is not None:
             # Written by this very run, so that objects in it may be trusted.
             checkpoint = torch.load(path, map_location="cpu", weights_only=False)
@@ -168,9 +168,7 @@ class ExportModel(StableCallback):
             with tempfile.TemporaryDirectory() as folder:
                 yield Path(folder)
             return
-        first = next(iter(trainer.loggers), None)
-        beside = None if first is None else first.log_dir or first.save_dir
-        yield Path(self.folder or beside or trainer.default_root_dir)
+        yield folder_for_results(trainer, self.folder)
 
     # ---- what is told -----------------------------------------------------------------------
 
@@ -185,12 +183,6 @@ class ExportModel(StableCallback):
         folding = self.latency.folding
         if folding is not None and (folding.folded or folding.left):
             log_table(trainer.loggers, "latency/norms", *folding.rows_for_table())
-
-
-def _best_checkpoint(trainer: L.Trainer) -> Path | None:
-    keeper = trainer.checkpoint_callback
-    path = keeper.best_model_path if isinstance(keeper, ModelCheckpoint) else ""
-    return Path(path) if path and Path(path).is_file() else None
 
 
 def _step_aside(error: Exception) -> None:

@@ -163,6 +163,8 @@ class EstimateUncertainty(StableCallback):
         """Forget the test before."""
         self.leave()
         self.results, self.all_rows = {}, []
+        if gives_features(pl_module):
+            return
         with self._or_step_aside():
             refuse_unsampled(trainer, pl_module.test_step)
             self._loaders = TestLoaders(trainer)
@@ -245,6 +247,8 @@ class EstimateUncertainty(StableCallback):
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put sampling in the place of the module's ``predict_step``, until the loop ends."""
         self.leave()
+        if gives_features(pl_module):
+            return
         step = pl_module.predict_step
         with self._or_step_aside():
             refuse_unsampled(trainer, step)
@@ -347,6 +351,18 @@ class EstimateUncertainty(StableCallback):
             if message not in self._said:
                 self._said.add(message)
                 rank_zero_warn(message, category=StableLightningWarning)
+
+
+def gives_features(pl_module: L.LightningModule) -> bool:
+    """Whether a module says that its output is no prediction, so that nothing is uncertain in it.
+
+    A module does so by an attribute ``gives_features``, as those that pretrain a network have it.
+
+    Example:
+        >>> gives_features(L.LightningModule())
+        False
+    """
+    return bool(getattr(pl_module, "gives_features", False))
 
 
 def _check_settings(

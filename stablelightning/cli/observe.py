@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from stablelightning.callbacks.records import Observation, Record
 from stablelightning.callbacks.sampling import BatchPredictor, target_scale
 from stablelightning.callbacks.steps import step_arguments, unobserved
-from stablelightning.callbacks.uncertainty import EstimateUncertainty
+from stablelightning.callbacks.uncertainty import EstimateUncertainty, gives_features
 from stablelightning.errors import NothingRandomError
 
 _log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class TrySampling(L.Callback):
     ) -> None:
         """Draw one sample."""
         wanted = trainer.sanity_checking and self.estimate.required
-        if not wanted or batch_idx > 0 or dataloader_idx > 0:
+        if not wanted or batch_idx > 0 or dataloader_idx > 0 or gives_features(pl_module):
             return
         predictor = _predictor(self.estimate, pl_module, samples=1)
         try:

@@ -30,6 +30,7 @@ DOCTOR: tuple[str, ...] = (
 
 #: Functions of a Trainer and its module, called when training and testing are over.
 RUN: tuple[str, ...] = (
+    "stablelightning.pretraining.section.pretraining_of_run",
     "stablelightning.cli.sections.initialized",
     "stablelightning.cli.sections.activation",
     "stablelightning.cli.found_rate.found_rate",

@@ -110,6 +110,13 @@ SLOTS = (
         "A folded, exported and checked model at the end of training, with its latency.",
     ),
     Slot(
+        "backbone",
+        "stablelightning.callbacks.backbone.SaveBackbone",
+        "The trained network as a file that fine-tuning takes, at the end of training.",
+        # Every run of a pretraining module leaves one; of others, where it is asked for.
+        unasked={"required": False},
+    ),
+    Slot(
         "optimizer_modes",
         "stablelightning.callbacks.optimizer_modes.SwitchOptimizerModes",
         "Schedule-free optimizers are in the mode that the moment needs; around others, nothing.",

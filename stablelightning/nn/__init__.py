@@ -9,6 +9,8 @@ from stablelightning.nn.activations import (
     ScaledSigmoid,
 )
 from stablelightning.nn.blocks import ConvBlock, DenseBlock
+from stablelightning.nn.corrupt import GaussianNoise, MaskingNoise, SaltAndPepperNoise
+from stablelightning.nn.decoders import ConvDecoder, DenseDecoder
 from stablelightning.nn.fusion import BalancedFusion
 from stablelightning.nn.heads import Gaussian, GaussianHead
 from stablelightning.nn.highway import HighwayBlock
@@ -29,24 +31,29 @@ __all__ = [
     "BalancedFusion",
     "ConvBlock",
     "ConvBottleneckBlock",
+    "ConvDecoder",
     "ConvNet",
     "ConvPreActivationBlock",
     "ConvResidualBlock",
     "DeepMLP",
     "DenseBlock",
+    "DenseDecoder",
     "DensePreActivationBlock",
     "DenseResidualBlock",
     "Gaussian",
     "GaussianHead",
+    "GaussianNoise",
     "HighwayBlock",
     "LockedDropout",
     "LongMemoryLSTM",
+    "MaskingNoise",
     "Maxout",
     "MaxoutConv1d",
     "MaxoutConv2d",
     "MaxoutConv3d",
     "MaxoutLinear",
     "RecurrentNet",
+    "SaltAndPepperNoise",
     "ScaledResidual",
     "ScaledSigmoid",
     "VariationalGRU",

@@ -235,5 +235,5 @@ class AuxiliaryTask(Pretraining):
 
 
 def _width(feature_shape: tuple[int, ...]) -> int:
-    """Numbers of a pooled feature: of tokens ``(T, F)`` the last, of maps ``(C, h, w)`` the first."""
+    """Numbers of a pooled feature: the last of tokens ``(T, F)``, the first of maps."""
     return feature_shape[-1] if len(feature_shape) < 3 else feature_shape[0]

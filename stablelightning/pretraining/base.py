@@ -54,6 +54,9 @@ class Pretraining(StableMixin, L.LightningModule, ABC):
         **kwargs: ``optimizer``, ``scheduler``, ``scheduler_interval``, ``monitor``,
             ``parameter_groups`` of :class:`~stablelightning.mixin.StableMixin`.
 
+    Attributes:
+        fitted: after a fit, what was logged of its last epoch.
+
     Raises:
         ModelError: ``network`` is not a module, is a LightningModule, or has no weights.
 
@@ -93,6 +96,7 @@ class Pretraining(StableMixin, L.LightningModule, ABC):
         # In a tuple, where no optimizer, checkpoint or device finds it.
         self._head = None if keep_head else take_head_off(network)
         self._shapes: dict[str, list[int]] = {}
+        self.fitted: dict[str, float] = {}
         self.network = network
 
     # ---- what an objective defines -----------------------------------------------------------
@@ -241,6 +245,10 @@ class Pretraining(StableMixin, L.LightningModule, ABC):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Features of the batch's inputs, by one plain pass."""
         return self(self.inputs(batch))
+
+    def on_fit_end(self) -> None:
+        """Remember the numbers of the last epoch: a test clears the Trainer's."""
+        self.fitted = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep beside the weights what is needed to make the layers again."""

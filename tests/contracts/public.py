@@ -21,6 +21,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "HalveLearningRate": {"start": 0.02, "steps": 6, "required": False},
     "InitializeWeights": {"scheme": "lsuv", "overwrite": True},
     "NormalizeGradients": {"standardize": True},
+    "SaveBackbone": {"folder": f"{gettempdir()}/stablelightning-backbone", "best": False},
     "SelectActivation": {
         "candidates": ["relu", "leaky_relu(0.2)"],
         "steps": 3,
@@ -49,6 +50,7 @@ OBSERVERS = {
     "GuardTraining",
     "MeasureGap",
     "MonitorSignals",
+    "SaveBackbone",
 }
 
 #: Callbacks that cannot do what they are for around a model with nothing random in it.
