@@ -66,7 +66,7 @@ def example_run(trainer: L.Trainer, pl_module: L.LightningModule) -> Callable[[]
             if call is None:
                 continue
             run = _left_alone(trainer, pl_module, call)
-            with quiet_eval(pl_module):
+            with quiet_eval(pl_module):  # without a graph, before anything else is made of it
                 run()
             return run
         except Exception as error:  # whatever a forward raises that was written for other batches
@@ -87,6 +87,7 @@ def _left_alone(
             Footprint(pl_module),
             preserved_generators(),
             torch.inference_mode(False),
+            torch.compiler.set_stance("force_eager"),  # hooks do not see into what is compiled
             trainer.precision_plugin.forward_context(),
         ):
             return call()

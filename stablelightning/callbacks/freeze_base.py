@@ -8,32 +8,20 @@ from typing import Any, ClassVar
 
 import lightning as L
 from lightning.pytorch.callbacks import BaseFinetuning
+from lightning.pytorch.core.optimizer import _MockOptimizer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from stablelightning.callbacks.before import BeforeTraining
-from stablelightning.callbacks.example_run import example_run
+from stablelightning.callbacks.freeze_groups import Groups, some
 from stablelightning.callbacks.training_length import training_epochs, training_steps
 from stablelightning.callbacks.wrapping import forget_compiled, refuse_fixed, renew_wrapper
-from stablelightning.errors import (
-    CheckpointError,
-    ModelError,
-    RecipeError,
-    StableLightningWarning,
-)
+from stablelightning.errors import CheckpointError, RecipeError, StableLightningWarning
 from stablelightning.functional.discriminative import decayed_factors, sliced_rates
-from stablelightning.model.depth import DepthGroup, depth_groups
+from stablelightning.model.depth import DepthGroup
 from stablelightning.model.discriminative import factors_for, split_groups_
-from stablelightning.model.freeze import (
-    open_last,
-    release_norms,
-    trainable_parameters,
-    without,
-)
+from stablelightning.model.freeze import open_last, release_norms, trainable_parameters
 from stablelightning.model.membership import missing_parameters, take_in_
-
-#: Names in one message.
-_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -43,9 +31,9 @@ class Position:
     Args:
         epoch: epochs that have been trained.
         step: optimizer steps that have been taken, as ``trainer.global_step`` counts them.
-        epochs: of the whole training; infinite where its end is not known.
-        steps: of the whole training; infinite where its end is not known, or not yet: before
+        epochs: of the whole training; infinite where its end is not known, or not yet: before
             ``on_train_start``.
+        steps: of the whole training; infinite likewise.
         share: of the whole training that is done, 0 to 1; 0 where its end is not known.
         groups: how many depth groups there are.
     """
@@ -68,6 +56,8 @@ class Freezing(BeforeTraining):
     run that goes on from a checkpoint goes on with what was open; and in the end ``requires_grad``
     and the modes of norms are as the user had set them.
 
+    Logged: ``unfreeze/open_groups`` and ``unfreeze/trainable_parameters``.
+
     Args:
         groups: names of modules, or lists of them, from input to output, in the place of groups
             that are found (:func:`~stablelightning.model.depth.depth_groups`).
@@ -83,8 +73,19 @@ class Freezing(BeforeTraining):
             change, the start included.
 
     Raises:
-        RecipeError: a setting is out of its range; the strategy shards the model; two plans.
+        RecipeError: a setting is out of its range; the strategy shards the model, or promises DDP
+            the same graph in every step; there are two plans.
         ModelError: the whole module is compiled.
+
+    Example:
+        >>> class OpenAll(Freezing):
+        ...     def __init__(self):
+        ...         super().__init__(groups=None, layer_decay=None, rates=None, exclude=None)
+        ...
+        ...     def open_groups(self, position):
+        ...         return position.groups
+        >>> OpenAll().open_groups(Position(0, 0, 1, 5, 0.0, groups=3))
+        3
     """
 
     #: Before any callback that keeps a state of training, or looks at one.
@@ -120,9 +121,9 @@ class Freezing(BeforeTraining):
         self._forget()
 
     def _forget(self) -> None:
-        self._module: L.LightningModule | None = None
+        self._cutter: Groups | None = None
+        self._held: L.LightningModule | None = None
         self._flags: list[tuple[nn.Parameter, bool]] = []
-        self._left: list[str] = []
         self._length = (math.inf, math.inf)
 
     # ---- what a subclass says ---------------------------------------------------------------
@@ -131,7 +132,8 @@ class Freezing(BeforeTraining):
     def open_groups(self, position: Position) -> int:
         """How many groups are open there, counted from the output; the head is the first.
 
-        Asked before every batch, on every process, and must give the same on all of them.
+        Asked before every optimizer step, on every process, and must give the same on all of them.
+        What is open stays open, whatever is said later.
         """
 
     def prepare(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -144,7 +146,10 @@ class Freezing(BeforeTraining):
         """
 
     def factors(self, groups: int) -> list[float] | None:
-        """Factors on the optimizer's rate of each group, from input to output; ``None`` for one."""
+        """Factors on the optimizer's rate of each group, from input to output; ``None`` for one.
+
+        Not asked where ``rates`` are given.
+        """
         return None if self.layer_decay is None else decayed_factors(groups, self.layer_decay)
 
     # ---- when -------------------------------------------------------------------------------
@@ -164,24 +169,25 @@ class Freezing(BeforeTraining):
         """Find the groups, see to the optimizers, and freeze what is not open."""
         super().leave()
         resumed, self._resumed = self._resumed, None
-        self.found = self._find(trainer, pl_module)
+        self._hold(pl_module, self._groups_of(trainer, pl_module))
         if resumed is None:
+            self._open = 0
             if trainer.global_step == 0:
                 self.history = []
-            self._open = 0
             self.prepare(trainer, pl_module)
         else:
             self._take_up(resumed)
         self._see_to_optimizers(trainer, pl_module)
         if resumed is None:
-            self._set(trainer, self.open_groups(self._position(trainer, 0)))
-        # Norms wait: Lightning warns of modules in eval when training starts.
-        open_last(pl_module, self.found, self._open, norms=False)
-        renew_wrapper(trainer, pl_module)
+            self._open_to(trainer, pl_module, self.open_groups(self._position(trainer, 0)))
+        if self._open < len(self.found):
+            # Norms wait: Lightning warns of modules in eval when training starts.
+            open_last(pl_module, self.found, self._open, norms=False)
+            renew_wrapper(trainer, pl_module)
         if len(self.found) == 1:
             _say(
                 f"{type(self).__name__} finds a single group in {type(pl_module).__name__} "
-                f"({self.found[0].name}), which is open; nothing is frozen. Name groups of your "
+                f"({self.found[0].name}), which is open: nothing is frozen; name groups of your "
                 "own (groups=...) to freeze some."
             )
 
@@ -212,15 +218,15 @@ class Freezing(BeforeTraining):
         """Log, at the steps at which Lightning logs."""
         if trainer.barebones or not trainer._logger_connector.should_update_logs:
             return
+        trained = trainable_parameters(pl_module)
         pl_module.log("unfreeze/open_groups", float(self._open))
-        trained = float(trainable_parameters(pl_module))
-        pl_module.log("unfreeze/trainable_parameters", trained)
+        pl_module.log("unfreeze/trainable_parameters", float(trained))
 
     def leave(self) -> None:
         """Give parameters and norms the flags that they had."""
         super().leave()
-        if self._module is not None:
-            release_norms(self._module, self.found)
+        if self._held is not None:
+            release_norms(self._held, self.found)
         for parameter, flag in self._flags:
             parameter.requires_grad = flag
         self._forget()
@@ -228,83 +234,52 @@ class Freezing(BeforeTraining):
     # ---- parameters -------------------------------------------------------------------------
 
     def _let_all_train(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Let optimizers see what will be opened, also what was frozen by hand.
-
-        A group of which a part is trained and another is not was made so by its author (fixed
-        positions, low-rank adapters around fixed weights): that part stays frozen.
-        """
-        self._module = pl_module
-        parameters = dict(pl_module.named_parameters())
-        opened: list[str] = []
-        for group in self._cut(pl_module, None):
-            inside = [name for name in group.parameters if _can_train(parameters[name])]
-            frozen = [name for name in inside if not parameters[name].requires_grad]
-            if len(frozen) == len(inside):
-                opened += frozen
-            else:
-                self._left += frozen
-            self._left += [name for name in group.parameters if name not in inside]
-            self._flags += [
-                (p, p.requires_grad) for p in map(parameters.get, inside) if p is not None
-            ]
-        for name in opened:
-            parameters[name].requires_grad = True
-        if opened:
+        """Let optimizers see what will be opened, also what was frozen by hand."""
+        self._cutter = Groups(pl_module, named=self.groups, exclude=self.exclude or ())
+        self._flags = [(p, p.requires_grad) for p in self._cutter.managed]
+        for parameter in self._cutter.managed:
+            parameter.requires_grad = True
+        if self._cutter.frozen_by_hand:
             rank_zero_info(
-                f"{type(self).__name__}: {_some(opened)} had been frozen by hand, and will be "
-                "opened in turn; name in exclude what is to stay frozen."
+                f"{type(self).__name__}: {some(self._cutter.frozen_by_hand)} had been frozen by "
+                "hand, and will be opened in turn; name in exclude what is to stay frozen."
             )
 
-    def _cut(self, pl_module: L.LightningModule, run: Any) -> list[DepthGroup]:
-        try:
-            groups = depth_groups(pl_module, run, named=self.groups)
-        except ModelError:  # nothing that multiplies: all of it is one group
-            names = tuple(name for name, _ in pl_module.named_parameters())
-            modules = tuple(name for name, _ in pl_module.named_modules() if name)
-            groups = [DepthGroup(type(pl_module).__name__, names, modules)]
-        left = [*(self.exclude or ()), *self._left]
-        kept = [without(group, left) for group in groups] if left else groups
-        return [group for group in kept if group.parameters]
+    def _groups_of(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[DepthGroup]:
+        cutter = self._cutter or Groups(pl_module, named=self.groups, exclude=self.exclude or ())
+        return cutter.of_the_run(trainer, pl_module, name=type(self).__name__)
 
-    def _find(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[DepthGroup]:
-        """The groups of the model as it trains, the same on every process."""
-        run = None
-        if self.groups is None:
-            try:
-                run = example_run(trainer, pl_module)
-            except Exception as error:  # a dataset, a transform: whatever they raise
-                rank_zero_info(
-                    f"{type(self).__name__} takes layers in the order in which they were made: "
-                    f"{error}"
-                )
-        found = self._cut(pl_module, run)
-        if not found:
-            raise ModelError(
-                f"{type(self).__name__} needs parameters to train, and "
-                f"{type(pl_module).__name__} has none that are not excluded; exclude fewer."
-            )
-        return trainer.strategy.broadcast(found)
+    def _hold(self, pl_module: L.LightningModule, found: list[DepthGroup]) -> None:
+        self._held, self.found = pl_module, found
+        # A checkpoint may have brought more parameters, such as those of a cure.
+        known = {id(parameter) for parameter, _ in self._flags}
+        parameters = dict(pl_module.named_parameters())
+        managed = (parameters[name] for group in found for name in group.parameters)
+        self._flags += [(p, p.requires_grad) for p in managed if id(p) not in known]
 
     def _see_to_optimizers(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Every parameter is in a group, and every depth has its rate, before the first step."""
+        optimizers = [o for o in trainer.optimizers if not isinstance(o, _MockOptimizer)]
+        if not optimizers:
+            return
         parameters = dict(pl_module.named_parameters())
         parts = [[parameters[name] for name in group.parameters] for group in self.found]
         wanted = {name: parameters[name] for group in self.found for name in group.parameters}
-        missing = missing_parameters(trainer.optimizers, wanted)
-        nearest = [p for part in reversed(parts) for p in part]
-        take_in_(trainer.optimizers, missing, like=nearest)
-        if missing and trainer.optimizers:
+        missing = missing_parameters(optimizers, wanted)
+        take_in_(optimizers, missing, like=[p for part in reversed(parts) for p in part])
+        if missing:
             rank_zero_info(
-                f"{type(self).__name__}: {_some(list(missing))} were in no optimizer, and are in "
-                "a group of the head's from now on."
+                f"{type(self).__name__}: {some(list(missing))} were in no optimizer, and are in a "
+                "group of the head's from now on."
             )
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        for optimizer in trainer.optimizers:
+        names = [group.name for group in self.found]
+        for optimizer in optimizers:
             factors = self.factors(len(parts))
             if self.rates is not None:
                 rates = sliced_rates(len(parts), *self.rates)
                 factors = factors_for(optimizer, schedulers, rates)
             if factors is not None:
-                names = [group.name for group in self.found]
                 split_groups_(optimizer, schedulers, parts, factors=factors, names=names)
 
     # ---- opening ----------------------------------------------------------------------------
@@ -320,34 +295,28 @@ class Freezing(BeforeTraining):
 
     def _advance(self, trainer: L.Trainer, pl_module: L.LightningModule, batch_idx: int) -> None:
         wanted = self.open_groups(self._position(trainer, batch_idx))
-        if wanted == self._open:
+        if wanted <= self._open:
             return
-        self._set(trainer, wanted)
-        open_last(pl_module, self.found, self._open)
+        self._open_to(trainer, pl_module, wanted)
+        open_last(pl_module, self.found, wanted)
         renew_wrapper(trainer, pl_module)
         forget_compiled(pl_module)
 
-    def _set(self, trainer: L.Trainer, wanted: int) -> None:
-        if not 1 <= wanted <= len(self.found):
+    def _open_to(self, trainer: L.Trainer, pl_module: L.LightningModule, wanted: int) -> None:
+        """Count them as open, and tell."""
+        name, groups = type(self).__name__, len(self.found)
+        if not 1 <= wanted <= groups:
             raise RecipeError(
-                f"{type(self).__name__} must open 1 to {len(self.found)} groups, the number of "
-                f"depth groups of this model, got {wanted}."
+                f"{name} must open 1 to {groups} groups, which is how many this model has, got "
+                f"{wanted}; open fewer."
             )
-        before, self._open = self._open, wanted
-        opened = [group.name for group in self.found[len(self.found) - wanted :]]
-        opened = opened[: wanted - before] if wanted > before else []
-        self.history.append(
-            {
-                "epoch": trainer.current_epoch,
-                "step": trainer.global_step,
-                "open_groups": wanted,
-                "opened": opened,
-            }
-        )
-        what = f"opened {_some(opened[::-1])}" if opened else "froze groups again"
+        opened = [group.name for group in self.found[groups - wanted : groups - self._open]]
+        self._open = wanted
+        epoch, step = trainer.current_epoch, trainer.global_step
+        self.history.append({"epoch": epoch, "step": step, "open_groups": wanted, "opened": opened})
         rank_zero_info(
-            f"{type(self).__name__}: epoch {trainer.current_epoch}, step {trainer.global_step}: "
-            f"{what}; {wanted} of {len(self.found)} groups are open."
+            f"{name}: epoch {epoch}, step {step}: opened {some(opened[::-1])}; {wanted} of "
+            f"{groups} groups are open."
         )
 
     # ---- state ------------------------------------------------------------------------------
@@ -356,7 +325,7 @@ class Freezing(BeforeTraining):
         """How many groups are open, which there are, and when they were opened; plain types."""
         return {
             "open_groups": self._open,
-            "groups": [[group.name, list(group.parameters)] for group in self.found],
+            "groups": _plain(self.found),
             "history": [dict(change) for change in self.history],
         }
 
@@ -366,23 +335,22 @@ class Freezing(BeforeTraining):
             return
         self._resumed = state_dict
         self._open = state_dict["open_groups"]
-        self.found = [DepthGroup(name, tuple(p), ()) for name, p in state_dict["groups"]]
+        self.found = [DepthGroup(name, tuple(names), ()) for name, names in state_dict["groups"]]
         self.history = [dict(change) for change in state_dict["history"]]
 
     def _take_up(self, state: dict[str, Any]) -> None:
-        saved = [[name, list(parameters)] for name, parameters in state["groups"]]
-        present = [[group.name, list(group.parameters)] for group in self.found]
-        if saved != present:
+        if state["groups"] != _plain(self.found):
             raise CheckpointError(
-                f"a resumed run keeps its depth groups, and the checkpoint has {len(saved)} others "
-                f"than the {len(present)} of this model; resume with the model and the settings of "
-                "the first run, or start anew from its weights."
+                "a resumed run keeps its depth groups, and the checkpoint has others "
+                f"({some([name for name, _ in state['groups']])}) than this model "
+                f"({some([group.name for group in self.found])}); resume with the model and the "
+                "settings of the first run, or start anew from its weights."
             )
         self._open = state["open_groups"]
 
 
-def _can_train(parameter: nn.Parameter) -> bool:
-    return parameter.is_floating_point() or parameter.is_complex()
+def _plain(groups: Sequence[DepthGroup]) -> list[list[Any]]:
+    return [[group.name, list(group.parameters)] for group in groups]
 
 
 def _steps(trainer: L.Trainer) -> float:
@@ -403,12 +371,12 @@ def _refuse_others(trainer: L.Trainer) -> None:
 
 
 def _check_names(groups: Any, exclude: Any) -> None:
-    if isinstance(groups, str) or (groups is not None and not groups):
+    if groups is not None and (isinstance(groups, str) or not groups):
         raise RecipeError(
             f"groups must be a list of module names from input to output, got {groups!r}; such as "
             "[[conv1, bn1], layer1, fc]."
         )
-    if (exclude is not None and not isinstance(exclude, Sequence)) or isinstance(exclude, str):
+    if exclude is not None and (isinstance(exclude, str) or not isinstance(exclude, Sequence)):
         raise RecipeError(f"exclude must be a list of names, got {exclude!r}; write [{exclude}].")
 
 
@@ -419,11 +387,6 @@ def _check_rates(rates: Any) -> None:
             "[1e-5, 1e-3]."
         )
     sliced_rates(2, *rates)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
 
 
 def _say(message: str) -> None:
