@@ -10,13 +10,20 @@ from stablelightning.callbacks.clip import (
 )
 from stablelightning.callbacks.doctor import ConsultDoctor
 from stablelightning.callbacks.export import ExportModel
-from stablelightning.callbacks.freeze import UnfreezeGradually
+from stablelightning.callbacks.freeze import (
+    FineTuneAll,
+    ProbeThenTune,
+    TrainHead,
+    TrainLastGroups,
+    UnfreezeGradually,
+)
 from stablelightning.callbacks.gap import MeasureGap
 from stablelightning.callbacks.guard import GuardTraining
 from stablelightning.callbacks.initialize import InitializeWeights
 from stablelightning.callbacks.learning_rate import FindLearningRate, HalveLearningRate
 from stablelightning.callbacks.monitor import MonitorSignals
 from stablelightning.callbacks.optimizer_modes import SwitchOptimizerModes
+from stablelightning.callbacks.pretrain import PretrainFirst
 from stablelightning.callbacks.recommended import recommended_callbacks
 from stablelightning.callbacks.regularize import (
     LimitWeightNorm,
@@ -37,6 +44,7 @@ __all__ = [
     "EstimateUncertainty",
     "ExportModel",
     "FindLearningRate",
+    "FineTuneAll",
     "GuardTraining",
     "HalveLearningRate",
     "InitializeWeights",
@@ -44,6 +52,8 @@ __all__ = [
     "MeasureGap",
     "MonitorSignals",
     "NormalizeGradients",
+    "PretrainFirst",
+    "ProbeThenTune",
     "PruneByL1",
     "PruneGradually",
     "RegularizeElastic",
@@ -54,6 +64,8 @@ __all__ = [
     "SelectActivation",
     "StopEarly",
     "SwitchOptimizerModes",
+    "TrainHead",
+    "TrainLastGroups",
     "UnfreezeGradually",
     "recommended_callbacks",
 ]

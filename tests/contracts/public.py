@@ -38,6 +38,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "PruneGradually": {"sparsity": 0.8, "start": 0.1, "end": 0.75, "every_n_steps": 2},
     "MeasureGap": {"rows": 12, "monitor": "val_loss", "required": False},
     "StopEarly": {"monitor": "val_loss", "patience": 5, "required": False},
+    "FineTuneAll": {"factor": 0.3, "layer_decay": 0.5},
+    "PretrainFirst": {
+        "data": {"class_path": "tests.callbacks.modules.OtherTask"},
+        "max_epochs": 2,
+        "seed": 3,
+        "required": False,
+    },
+    "ProbeThenTune": {"probe": 0.4, "rates": (1e-3, 1e-2)},
+    "TrainHead": {"exclude": []},
+    "TrainLastGroups": {"count": 1, "layer_decay": 0.5},
     "UnfreezeGradually": {"every_n_steps": 3},
     "MonitorSignals": {"every_n_steps": 3, "window": 8, "dead_share": 0.9},
 }
@@ -60,7 +70,16 @@ SAMPLERS = {"EstimateUncertainty"}
 SWAPPERS = {"SelectActivation"}
 
 #: Callbacks that cannot do what they are for around a model of a single layer.
-FREEZERS = {"UnfreezeGradually"}
+FREEZERS = {
+    "FineTuneAll",
+    "ProbeThenTune",
+    "TrainHead",
+    "TrainLastGroups",
+    "UnfreezeGradually",
+}
+
+#: Callbacks that train on data of their own, which fits the small models here and no others.
+PRETRAINERS = {"PretrainFirst"}
 
 #: Callbacks that need Lightning's automatic optimization, and say so around any other module.
 AUTOMATIC = {"FindLearningRate", "HalveLearningRate", "SelectActivation"}
