@@ -11,6 +11,8 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 from torch.optim import Optimizer
 
+from stablelightning.model.architecture import without_files
+
 #: Makes parameter groups of a module for an optimizer, whose defaults it may read.
 GroupsCallable = Callable[[nn.Module, Optimizer], list[dict[str, Any]]]
 
@@ -63,6 +65,8 @@ def keep_hyperparameters(module: L.LightningModule) -> None:
     module.save_hyperparameters(logger=False, frame=bottom)
     if not module.hparams and constructor is not None:
         module.save_hyperparameters(_plain_arguments(constructor), logger=False, frame=bottom)
+    for name, value in module.hparams.items():
+        module.hparams[name] = without_files(value)
 
 
 def _frames(module: L.LightningModule) -> tuple[FrameType | None, FrameType]:

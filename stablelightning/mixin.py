@@ -2,12 +2,13 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torchmetrics import Metric
@@ -18,6 +19,7 @@ from stablelightning.errors import DataError, ModelError, NothingRandomError, Re
 from stablelightning.functional.uncertainty import is_probabilities
 from stablelightning.hyperparameters import GroupsCallable, Settings, keep_hyperparameters
 from stablelightning.inheritance import check_bases, give_way
+from stablelightning.model.backbones import without_weights
 from stablelightning.model.prediction import Task
 from stablelightning.model.sample import mc_dropout
 from stablelightning.model.summarize import select_output
@@ -144,6 +146,15 @@ class StableMixin(_Base):
             optimizer, scheduler, scheduler_interval, monitor, samples, parameter_groups
         )
         keep_hyperparameters(self)
+
+    @_restricted_classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
+        """As Lightning's; a backbone's pretrained weights are neither fetched nor read again.
+
+        Unless ``strict=False``: the checkpoint may then bring fewer weights than there are.
+        """
+        with nullcontext() if kwargs.get("strict") is False else without_weights():
+            return super().load_from_checkpoint(*args, **kwargs)
 
     # ---- what a user may want to define ------------------------------------------------------
 

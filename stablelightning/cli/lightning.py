@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,12 +17,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from stablelightning.cli.checkpoint import KeepBest
 from stablelightning.cli.explain import explain, inner_error
 from stablelightning.cli.failure import mismatch
-from stablelightning.cli.outputs import fill_outputs
+from stablelightning.cli.outputs import describe_network, fill_outputs
 from stablelightning.cli.processes import end_together
 from stablelightning.cli.quiet import quiet
 from stablelightning.cli.record import SaveRecipe
 from stablelightning.cli.slots import SLOTS
 from stablelightning.errors import CheckpointError, RecipeError, StableLightningError
+from stablelightning.model.backbones import without_weights
 
 #: Imported before parsing, so that their classes can be named without their modules.
 _SHORT_NAMES = ("stablelightning.data", "stablelightning.module", "stablelightning.nn")
@@ -87,13 +88,22 @@ class StableCLI(LightningCLI):
         self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
-        """Ask the data how many outputs a network shall have that leaves it open."""
-        fill_outputs(self.config.get(str(self.subcommand), self.config))
+        """Ask the data how many outputs a network shall have that leaves it open.
+
+        And a backbone file what it is, so that the recipe of a run can do without the file.
+        """
+        config = self.config.get(str(self.subcommand), self.config)
+        describe_network(config)
+        fill_outputs(config)
 
     def instantiate_classes(self) -> None:
         """Make the model, the data and the Trainer; what a constructor refuses is a bad setting."""
+        path = self._checkpoint()
+        # What a checkpoint brings is not fetched or read before it.
+        whole = path is not None and Path(path).is_file()
         try:
-            super().instantiate_classes()
+            with without_weights() if whole else nullcontext():
+                super().instantiate_classes()
         except StableLightningError:
             raise
         except ValueError as error:

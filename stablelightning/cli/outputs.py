@@ -1,7 +1,33 @@
-"""As many outputs as the data has classes, where a recipe leaves the number open."""
+"""What a recipe leaves open of a network: how many outputs it has, or what a file says it is."""
 
 import lightning as L
 from jsonargparse import ArgumentParser, Namespace
+from torch import nn
+
+from stablelightning.model.architecture import without_files
+
+
+def describe_network(config: Namespace) -> None:
+    """Write what a backbone file says that it is in the place of its path, in place.
+
+    The recipe that a run leaves makes the network again, also where the file is gone.
+
+    Args:
+        config: the parsed settings of one verb; nothing is set where the network is not a file's.
+
+    Raises:
+        CheckpointError: the file cannot be read, or names what may not be made.
+    """
+    network = config.get("model.init_args.network")
+    if not isinstance(network, Namespace):
+        return
+    written = network.as_dict()
+    described = without_files(written)
+    if described is not written:
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(nn.Module, "network")
+        parsed = parser.parse_object({"network": described})
+        config["model.init_args.network"] = parsed.network
 
 
 def fill_outputs(config: Namespace) -> None:

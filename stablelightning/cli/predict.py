@@ -70,13 +70,15 @@ def _predict(
     from stablelightning.cli.leave import names_of, with_dataset_rows
     from stablelightning.cli.lightning import StableCLI, checkpoint_errors
     from stablelightning.cli.quiet import quiet
+    from stablelightning.model.backbones import without_weights
     from stablelightning.report.summary import write_predictions
 
     quiet()
     # One process, so that the rows come in order, and no record of the prediction as if of a run.
     arguments = [f"--config={config}", "--trainer.logger=false", "--trainer.devices=1"]
     arguments += ["--trainer.strategy=auto", "--trainer.default_root_dir=null", *overrides]
-    cli = StableCLI(arguments, run=False)
+    with without_weights():  # the checkpoint brings them
+        cli = StableCLI(arguments, run=False)
     with checkpoint_errors(str(checkpoint)):
         predictions = cli.trainer.predict(
             cli.model,

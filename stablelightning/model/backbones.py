@@ -6,10 +6,10 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
 from stablelightning.errors import (
@@ -18,6 +18,7 @@ from stablelightning.errors import (
     RecipeError,
     StableLightningWarning,
 )
+from stablelightning.model.architecture import BACKBONE, PRETRAINED, described_in
 from stablelightning.model.head import replace_head
 from stablelightning.model.libraries import LibraryModel, library_model
 from stablelightning.model.preprocessing import Preprocessing
@@ -25,11 +26,10 @@ from stablelightning.model.weights_file import WeightsFile, load_file, read_weig
 
 _log = logging.getLogger(__name__)
 
-#: The word for weights that the library fetches.
-PRETRAINED = "pretrained"
-#: Of a file's word for what it holds, only these are called: a file must not choose code to run.
-_TRUSTED = "stablelightning.nn"
-_OURS = f"{__name__}.backbone"
+#: What a library takes beside the architecture: where weights come from, and the head.
+_NOT_SETTINGS = frozenset(
+    ("num_classes", "pretrained", "pretrained_cfg", "weights", "checkpoint_path", "progress")
+)
 
 _with_weights: ContextVar[bool] = ContextVar("with_weights", default=True)
 
@@ -94,7 +94,7 @@ def backbone(
             "dropout and keep_layers go with a new head, got num_outputs=null; set num_outputs."
         )
     given = dict(settings or {})
-    if "num_classes" in given or "pretrained" in given or "weights" in given:
+    if not _NOT_SETTINGS.isdisjoint(given):
         raise RecipeError(
             f"settings must be arguments of the architecture, got {given}; the size of the head "
             "is num_outputs, and the weights are weights."
@@ -130,30 +130,6 @@ def without_weights() -> Iterator[None]:
         yield
     finally:
         _with_weights.reset(token)
-
-
-def architecture_of(path: str) -> dict[str, Any] | None:
-    """Read from a backbone file what it says that it is; nothing is made.
-
-    Args:
-        path: of a file of :func:`~stablelightning.model.backbone_file.save_backbone`.
-
-    Returns:
-        ``class_path`` and ``init_args``, ``None`` where the file does not say.
-
-    Raises:
-        CheckpointError: the file cannot be read, or says something that is no description.
-
-    Example:
-        >>> import tempfile
-        >>> from stablelightning.model.backbone_file import save_backbone
-        >>> said = {"class_path": "stablelightning.nn.MLP", "init_args": {"in_features": 4}}
-        >>> path = Path(tempfile.mkdtemp()) / "net.safetensors"
-        >>> _ = save_backbone(nn.Linear(2, 2), path, architecture=said)
-        >>> architecture_of(str(path))["class_path"]
-        'stablelightning.nn.MLP'
-    """
-    return _architecture(read_weights(path))
 
 
 # ---- by the name of a library's model ---------------------------------------------------------
@@ -220,57 +196,28 @@ def _by_file(path: str, weights: str | None) -> nn.Module:
 
 
 def _described(file: WeightsFile) -> nn.Module:
-    """Make the network that a file says it is of; code of others is not called for it."""
-    said = _architecture(file)
+    """Make the network that a file says it is of."""
+    said = described_in(file)
     if said is None:
         raise CheckpointError(
             f"a backbone must say what it is, and {file.path} does not; name the architecture, and "
             "pass the file as weights."
         )
-    class_path, arguments = said["class_path"], dict(said.get("init_args") or {})
-    if class_path == _OURS:
-        if isinstance(arguments.get("name"), str) and not _is_file(arguments["name"]):
-            return backbone(**{**arguments, "weights": None})
-    elif class_path.startswith("torchvision.models."):
-        # Of another's settings we take none: its head and its weights are ours to choose.
-        return backbone(f"torchvision/{class_path.rpartition('.')[2]}", weights=None)
-    elif class_path.startswith(f"{_TRUSTED}."):
-        made = _ours(class_path.rpartition(".")[2], arguments)
-        if made is not None:
-            return made
-    raise CheckpointError(
-        f"a file may name a network of torchvision, timm or {_TRUSTED}, and {file.path} names "
-        f"{class_path}, which is not called for it; make the network yourself, and pass the file "
-        "as weights."
-    )
-
-
-def _ours(name: str, arguments: dict[str, Any]) -> nn.Module | None:
-    home = import_module(_TRUSTED)
-    kind = getattr(home, name, None) if name in home.__all__ else None
-    if not isinstance(kind, type) or not issubclass(kind, nn.Module):
-        return None
+    if said["class_path"] == BACKBONE:
+        return backbone(**said["init_args"])
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(nn.Module, "network")
+    # The second name is that of jsonargparse before 4.49, which warns of it since.
+    make = getattr(parser, "instantiate", None) or parser.instantiate_classes
     try:
-        return kind(**arguments)
-    except TypeError as error:
+        network: nn.Module = make(parser.parse_object({"network": said})).network
+    except (ArgumentError, TypeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
         raise CheckpointError(
-            f"a file must name the arguments of {name}, and this one does not ({error})."
+            f"a file must say how {said['class_path']} is made, and {file.path} does not "
+            f"({reason}); make the network yourself, and pass the file as weights."
         ) from error
-
-
-def _architecture(file: WeightsFile) -> dict[str, Any] | None:
-    text = file.metadata.get("architecture")
-    if text is None:
-        return None
-    try:
-        said = json.loads(text)
-    except ValueError:
-        said = None
-    if not isinstance(said, dict) or not isinstance(said.get("class_path"), str):
-        raise CheckpointError(
-            f"an architecture must be class_path and init_args, and {file.path} says {text[:80]!r}."
-        )
-    return said
+    return network
 
 
 # ---- both -------------------------------------------------------------------------------------
