@@ -2,6 +2,7 @@
 
 from stablelightning.callbacks.activation import SelectActivation
 from stablelightning.callbacks.backbone import SaveBackbone
+from stablelightning.callbacks.choose_transfer import ChooseTransfer
 from stablelightning.callbacks.clip import (
     ClipGradientAdaptive,
     ClipGradientNorm,
@@ -37,6 +38,7 @@ from stablelightning.callbacks.stop_early import StopEarly
 from stablelightning.callbacks.uncertainty import EstimateUncertainty
 
 __all__ = [
+    "ChooseTransfer",
     "ClipGradientAdaptive",
     "ClipGradientNorm",
     "ClipGradientValue",

@@ -1,7 +1,6 @@
 """An activation chosen by measurement, before training, around any LightningModule."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -11,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from stablelightning.callbacks.agreement import anyones_failure
 from stablelightning.callbacks.before import ChangesStructure
 from stablelightning.callbacks.candidates import Candidates
+from stablelightning.callbacks.contestant import loop_left_alone
 from stablelightning.callbacks.race_data import race_data
 from stablelightning.callbacks.resume import checkpoint_to_load
 from stablelightning.callbacks.shards import refuse_shards
@@ -160,7 +160,7 @@ class SelectActivation(ChangesStructure):
     def _choose(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         failure: Exception | None = None
         chosen = _choices(self.candidates)[0]
-        with undisturbed_generators(), _loop_left_alone(trainer):
+        with undisturbed_generators(), loop_left_alone(trainer):
             try:
                 data = race_data(trainer, pl_module, self.steps if self._races else 1)
                 candidates = Candidates(trainer, pl_module, data.batches[0])
@@ -213,17 +213,6 @@ class SelectActivation(ChangesStructure):
 def _choices(candidates: Sequence[str] | None) -> list[str]:
     wanted = CANDIDATES if candidates is None else candidates
     return list(dict.fromkeys(activation_choice(name).name for name in wanted))
-
-
-@contextmanager
-def _loop_left_alone(trainer: L.Trainer) -> Iterator[None]:
-    """A ``configure_optimizers`` that asks how long training is makes the loop set up its data."""
-    loop = trainer.fit_loop
-    before = loop._combined_loader
-    try:
-        yield
-    finally:
-        loop._combined_loader = before
 
 
 def _log(trainer: L.Trainer, evidence: dict[str, Any]) -> None:

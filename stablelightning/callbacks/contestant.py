@@ -135,6 +135,17 @@ def unlogged(trainer: L.Trainer) -> Iterator[None]:
         trainer.loggers = loggers
 
 
+@contextmanager
+def loop_left_alone(trainer: L.Trainer) -> Iterator[None]:
+    """A ``configure_optimizers`` that asks how long training is makes the loop set up its data."""
+    loop = trainer.fit_loop
+    before = loop._combined_loader
+    try:
+        yield
+    finally:
+        loop._combined_loader = before
+
+
 def _positional(step: Any) -> list[str]:
     parameters = inspect.signature(step).parameters.values()
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):

@@ -291,12 +291,11 @@ def _check_target(target: Any) -> None:
 
 
 def _is_classes(target: Tensor, task: str | None) -> bool:
-    if task is not None and task != "classification":
-        return False
     whole = not target.is_floating_point() and not target.is_complex()
-    if whole and (target.ndim == 1 or target.shape[1] == 1):
+    single = target.ndim == 1 or target.shape[1] == 1
+    if task in (None, "classification") and whole and single:
         return True
-    if task == "classification":
+    if task == "classification" or (task is None and whole and int(target.max()) > 1):
         raise DataError(
             f"a probe of classes needs labels (N,) of whole numbers, got {target.dtype} "
             f"{tuple(target.shape)}; choose a plan by hand for other tasks."

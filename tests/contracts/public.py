@@ -10,6 +10,7 @@ from stablelightning import callbacks
 
 #: Settings that keep the contracts fast, and differ from the defaults where that shows something.
 SETTINGS: dict[str, dict[str, Any]] = {
+    "ChooseTransfer": {"rows": 20, "race": True, "steps": 2, "layer_decay": 0.5},
     "ClipGradientAdaptive": {"clipping": 0.05, "exclude": []},
     "ClipGradientNorm": {"steps": 4, "bounds": (0.01, 0.5), "multiple": 0.7, "percentile": 60},
     "ClipGradientValue": {"max_value": 0.02},
@@ -71,12 +72,16 @@ SWAPPERS = {"SelectActivation"}
 
 #: Callbacks that cannot do what they are for around a model of a single layer.
 FREEZERS = {
+    "ChooseTransfer",
     "FineTuneAll",
     "ProbeThenTune",
     "TrainHead",
     "TrainLastGroups",
     "UnfreezeGradually",
 }
+
+#: Callbacks that say so where batches give neither labels nor numbers for each row.
+PROBERS = {"ChooseTransfer"}
 
 #: Callbacks that train on data of their own, which fits the small models here and no others.
 PRETRAINERS = {"PretrainFirst"}
