@@ -47,7 +47,7 @@ class ClipGradientNorm(ClipGradients):
     ``steps`` norms, within ``bounds``; until then the upper bound is the threshold, so that an
     explosion among the first steps is clipped, too. What is not finite counts for nothing. With
     ``percentile`` the threshold then follows that percentile of the last one to two thousand norms,
-    within ``bounds``.
+    within ``bounds``. Where layers are unfrozen it is chosen anew, with their gradients.
 
     A gradient that is not finite is left as it is, and so are all others of that step. FSDP and
     tensor-parallel models are clipped by the norm of all shards; under FSDP, whose own clipping is

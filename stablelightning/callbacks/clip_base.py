@@ -11,7 +11,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from stablelightning.callbacks.base import StableCallback
-from stablelightning.callbacks.gradients import Gradients, gradients_of, require_graph
+from stablelightning.callbacks.gradients import (
+    Gradients,
+    count_trained,
+    gradients_of,
+    require_graph,
+)
 from stablelightning.errors import MissingPackageError, RecipeError
 from stablelightning.functional.clip import whole
 from stablelightning.model.clip import AutoThreshold, ClipRecord
@@ -37,6 +42,21 @@ class Account:
         self.auto = auto
         self.bound = bound if auto is None else auto.value
         self._pending: list[float | Tensor] = []  # numbers first
+        self._trained: int | None = None  # most parameters
+
+    def expect(self, parameters: int) -> None:
+        """Choose the bound anew where more parameters are trained than ever before.
+
+        Layers that are unfrozen bring gradients of their own, and a bound that was chosen for the
+        head alone would shorten every step from then on.
+        """
+        if self.auto is not None and parameters > (self._trained or parameters):
+            numbers, self._pending = self.pending, []
+            for number in numbers:
+                self.record.add(number, self.bound)
+            self.auto.measure_again()
+            self.bound = self.auto.value
+        self._trained = max(parameters, self._trained or 0)
 
     def add(self, measured: Tensor) -> None:
         """Count a step whose gradients were measured before they were clipped to ``bound``."""
@@ -75,12 +95,14 @@ class Account:
             "record": self.record.state_dict(),
             "auto": None if self.auto is None else self.auto.state_dict(),
             "pending": self.pending,
+            "trained": self._trained,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; a bound that was set since then holds."""
         self.record.load_state_dict(state["record"])
         self._pending = list(state["pending"])
+        self._trained = state["trained"]
         if self.auto is not None and state["auto"] is not None:
             self.auto.load_state_dict(state["auto"])
             self.bound = state["bound"]
@@ -193,6 +215,8 @@ class ClipGradients(StableCallback):
         if number not in self._accounts:
             self._accounts[number] = self.new_account()
         account = self._accounts[number]
+        if account.auto is not None:
+            account.expect(count_trained(optimizer))
         if isinstance(trainer.strategy, FSDPStrategy):
             _refuse_several(trainer)
             norm = self.clip_shards_(trainer, gradients, account.bound)

@@ -90,6 +90,7 @@ _PRESENT: WeakKeyDictionary[Optimizer, _Seen] = WeakKeyDictionary()
 
 _version = attrgetter("_version")
 _dtype = attrgetter("dtype")
+_requires_grad = attrgetter("requires_grad")
 
 
 def gradients_of(trainer: L.Trainer, optimizer: Optimizer) -> Gradients:
@@ -160,6 +161,17 @@ def _values(gradient: Tensor) -> Tensor:
         gradient = gradient.coalesce().values()
     small = gradient.dtype in (torch.float16, torch.bfloat16)
     return gradient.float() if small else gradient
+
+
+def count_trained(optimizer: Optimizer) -> int:
+    """How many of an optimizer's parameters require a gradient, the same on every process.
+
+    Example:
+        >>> weight, fixed = torch.nn.Parameter(torch.ones(2)), torch.ones(2)
+        >>> count_trained(torch.optim.SGD([weight, fixed]))
+        1
+    """
+    return sum(sum(map(_requires_grad, group["params"])) for group in optimizer.param_groups)
 
 
 def require_graph(loss: Tensor, module: L.LightningModule) -> None:

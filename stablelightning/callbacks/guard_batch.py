@@ -10,7 +10,7 @@ import lightning as L
 from torch import Tensor
 from torch.optim import Optimizer
 
-from stablelightning.callbacks.gradients import gradients_of, require_graph
+from stablelightning.callbacks.gradients import count_trained, gradients_of, require_graph
 from stablelightning.callbacks.guard_gradients import (
     KeptGradients,
     drop_gradients,
@@ -253,6 +253,7 @@ class BatchGuard:
         self._evaluated.add(number)
         if again and self._automatic and reading.is_finite:
             return None  # a trial within a step, no step of its own
+        self._judge.expect(number, count_trained(optimizer))
         return self._verdict(reading, number)
 
     def _verdict(self, reading: Reading, number: int) -> str | None:

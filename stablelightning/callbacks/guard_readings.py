@@ -150,6 +150,21 @@ class Judge:
 
     threshold: float
     _detectors: dict[str, SpikeDetector] = field(default_factory=dict)
+    _trained: dict[int, int] = field(default_factory=dict)  # most parameters, by optimizer
+
+    def expect(self, optimizer: int, parameters: int) -> None:
+        """Learn anew which gradients are usual where more parameters are trained than ever before.
+
+        Layers that are unfrozen bring gradients of their own, which are no spike.
+
+        Args:
+            optimizer: its number in the Trainer.
+            parameters: how many of its parameters require a gradient; the same on every process.
+        """
+        before = self._trained.setdefault(optimizer, parameters)
+        if parameters > before:
+            self._trained[optimizer] = parameters
+            self._detectors.pop(f"gradient/{optimizer}", None)
 
     def verdict(self, reading: Reading, optimizer: int) -> str | None:
         """What is wrong, ``None`` if nothing is; finite values are remembered as seen.
@@ -186,11 +201,12 @@ class Judge:
 
     def state_dict(self) -> dict[str, Any]:
         """What was usual, as plain types."""
-        return {name: detector.state_dict() for name, detector in self._detectors.items()}
+        usual = {name: detector.state_dict() for name, detector in self._detectors.items()}
+        return {"usual": usual, "trained": dict(self._trained)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
-        self._detectors = {}
-        for name, kept in state.items():
+        self._detectors, self._trained = {}, dict(state["trained"])
+        for name, kept in state["usual"].items():
             self._detectors[name] = self._new_detector(name)
             self._detectors[name].load_state_dict(kept)

@@ -106,6 +106,14 @@ class AutoThreshold:
         self.value = self.chosen = self._bounds[1]
         self.first: list[float] = []
 
+    def measure_again(self) -> None:
+        """Forget all norms, and choose the bound from the next ones."""
+        self.first = []
+        self.value = self.chosen = self._bounds[1]
+        if self._followed is not None:
+            followed = self._followed
+            self._followed = RunningPercentile(followed.percentile, window=followed.window)
+
     @property
     def is_measuring(self) -> bool:
         """Whether the bound is still to be chosen."""
