@@ -50,6 +50,11 @@ SLOTS = (
         "An activation that is chosen by measurement, or swapped in, before training.",
     ),
     Slot(
+        "pretrain",
+        "stablelightning.callbacks.pretrain.PretrainFirst",
+        "Weights learned on other data, without labels, or from a file, before fine-tuning.",
+    ),
+    Slot(
         "initialize",
         "stablelightning.callbacks.initialize.InitializeWeights",
         "Weights drawn for the function that follows them; loaded ones are left.",

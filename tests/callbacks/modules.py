@@ -92,6 +92,20 @@ def loader(rows: int = 20, *, kind: str = "classes", batch_size: int = 8) -> Dat
     return DataLoader(data(rows, kind=kind), batch_size=batch_size)
 
 
+class OtherTask(L.LightningDataModule):
+    """Another task of the same inputs, with fewer classes."""
+
+    num_outputs = CLASSES - 1
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        x, y = data(24).tensors
+        return DataLoader(TensorDataset(x, y % self.num_outputs), batch_size=8, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        x, y = data(16).tensors
+        return DataLoader(TensorDataset(x, y % self.num_outputs), batch_size=8)
+
+
 def quiet_trainer(*callbacks: L.Callback, **settings: Any) -> L.Trainer:
     """A Trainer that writes nothing here, and says nothing."""
     defaults: dict[str, Any] = {
