@@ -38,6 +38,16 @@ class StableArgumentParser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
+    def parse_args(self, args: Any = None, *rest: Any, **named: Any) -> Any:
+        """Parse; a ``null`` two levels down (``--model.network.weights=null``) is one.
+
+        For such a setting jsonargparse reads the value, and hands it to a parser within the parser
+        as Python writes it, where ``None`` is a word like any other.
+        """
+        if isinstance(args, list) and len(args) == 1 and str(args[0]).endswith("=None"):
+            args = [args[0].removesuffix("None") + "null"]
+        return super().parse_args(args, *rest, **named)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the parser's message as a ``RecipeError`` of one line."""
         if not self.exit_on_error:  # a parser within the parser, whose error the outer one reads

@@ -62,3 +62,8 @@ def test_a_missing_folder_is_told_before_the_network_is_made(in_process, capsys,
     config = "--config=" + str(shipped(START)["digits"])
     assert in_process("fit", config, NETWORK, data) == 2
     assert "root must be a folder, got 'nowhere'" in capsys.readouterr().err
+
+
+def test_a_null_on_the_line_is_null_two_levels_down_as_well(tmp_path):
+    cli = session(tmp_path, NETWORK, "--model.network.num_outputs=null", "--data.held_out=[]")
+    assert cli.model.network.out_features == 10
