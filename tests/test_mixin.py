@@ -270,6 +270,7 @@ def test_hooks_that_users_override_are_left_alone() -> None:
     given = {name for name in vars(sl.StableMixin) if name in dir(L.LightningModule)}
     assert {name for name in given if not name.startswith("__")} == {
         "configure_optimizers",
+        "load_from_checkpoint",  # called, and not overridden
         "predict_step",
         "test_step",
         "training_step",

@@ -153,10 +153,9 @@ def _by_name(model: LibraryModel, weights: str | None, settings: Mapping[str, An
 
 def _read(weights: str, tags: tuple[str, ...]) -> WeightsFile:
     if not _is_file(weights):
-        others = f", one of {', '.join(tags)}" if tags else ""
+        others = ", ".join(("null", "'pretrained'", *tags))
         raise CheckpointError(
-            f"weights must be null, 'pretrained'{others}, or a file that exists, got {weights!r}; "
-            "check the path."
+            f"weights must be {others} or a file that exists, got {weights!r}; check the path."
         )
     return read_weights(weights)
 

@@ -5,6 +5,7 @@ import pickle
 import re
 import struct
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,11 +163,12 @@ def load_file(model: nn.Module, file: WeightsFile, *, least_share: float = 0.9) 
         error.add_note(str(report))
         raise error
     _check_numbers(found, file)
+    state = OrderedDict((found.own_names[name], value) for name, value in found.values.items())
+    # The version of each module, by which some translate older files: these are the model's own.
+    vars(state)["_metadata"] = vars(model.state_dict())["_metadata"]
     # Every name and shape was compared before: nothing can fail half way.
     with torch.inference_mode(False), torch.no_grad():
-        model.load_state_dict(
-            {found.own_names[n]: v for n, v in found.values.items()}, strict=False
-        )
+        model.load_state_dict(state, strict=False)
     mark_loaded(model, report.loaded)
     return report
 

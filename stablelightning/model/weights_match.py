@@ -52,13 +52,14 @@ class Match:
 
     @cached_property
     def missing(self) -> tuple[str, ...]:
-        """Names in the model without a value, themselves or through a tensor that they share."""
+        """Names in the model without a value, their own or that of a tensor that they share."""
         given = {id(self.targets[name]) for name in self.values}
         there = {name for name, _ in self._common()}
         return tuple(
             name
             for name, target in self.targets.items()
             if name.startswith(self.scope) and name not in there and id(target) not in given
+            if not self._is_counter(name)
         )
 
     @cached_property
@@ -134,6 +135,11 @@ class Match:
             head=tuple(sorted(self.head)),
             notes=(*place, *taken, *self.notes, *self._resized(), *self._cast(), *self._shared()),
         )
+
+    def _is_counter(self, name: str) -> bool:
+        """Files from before 2018 have statistics of batch norm, and do not count its batches."""
+        norm, _, local = name.rpartition(".")
+        return local == "num_batches_tracked" and f"{norm}.running_mean" in self.values
 
     def _common(self) -> Iterator[tuple[str, Tensor]]:
         for name, value in self.stripped.items():

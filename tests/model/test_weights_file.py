@@ -211,6 +211,15 @@ def test_running_statistics_and_counters_come_along(tmp_path, source):
     assert torch.equal(net.body[1][1].running_var, source.body[1][1].running_var)
 
 
+def test_files_from_before_batches_were_counted_are_whole(tmp_path, source):
+    state = {k: v for k, v in source.state_dict().items() if not k.endswith("tracked")}
+    net = Net()
+    report = load_weights(net, saved(tmp_path, state))
+    assert report.missing == ()
+    assert report.whole
+    assert torch.equal(net.body[1][1].running_var, source.body[1][1].running_var)
+
+
 class Tied(nn.Module):
     def __init__(self):
         super().__init__()
