@@ -33,6 +33,7 @@ RUN: tuple[str, ...] = (
     "stablelightning.pretraining.section.pretraining_of_run",
     "stablelightning.cli.sections.initialized",
     "stablelightning.cli.sections.activation",
+    "stablelightning.cli.transfer.transfer_of_run",
     "stablelightning.cli.found_rate.found_rate",
     "stablelightning.cli.schedule.schedule_of_run",
     "stablelightning.cli.sections.monitored",
