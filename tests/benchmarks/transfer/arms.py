@@ -6,12 +6,11 @@ from itertools import product
 from typing import Any
 
 from tests.benchmarks.transfer.paired import differences, interval
+from tests.benchmarks.transfer.plans import SCRATCH
 from tests.benchmarks.transfer.record import Job, Run
 
 #: Seeds of the tuning, which no reported number has: other labelled images, judged on validation.
 TUNING_SEEDS = (100, 101)
-
-SCRATCH = "scratch"
 
 #: Trains one arm once; ``part`` is ``"val"`` or ``"test"``, and ``"error"`` in its result is on it.
 Work = Callable[..., dict[str, Any]]

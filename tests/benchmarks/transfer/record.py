@@ -115,8 +115,7 @@ def prepare() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     warnings.filterwarnings("ignore")
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "stablelightning"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.disable(logging.INFO)
 
 
 def _plain(settings: Mapping[str, Any]) -> Any:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -38,6 +37,14 @@ def classifier(network: nn.Module, learning_rate: float) -> StableModule:
     return StableModule(network, task="classification", **settings(learning_rate))
 
 
+def large_classifier(network: nn.Module, learning_rate: float) -> StableModule:
+    """With SGD, for tens of thousands of images; momentum goes up and down with the rate."""
+    made = partial(
+        torch.optim.SGD, lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
+    return StableModule(network, task="classification", optimizer=made, scheduler=OneCycle)
+
+
 def trainer(epochs: int, callbacks: Sequence[L.Callback] = (), *, half: bool = False) -> L.Trainer:
     """A Trainer that leaves nothing behind.
 
@@ -64,9 +71,3 @@ def error(trained: L.Trainer, module: L.LightningModule, loader: Any) -> float:
     """Share of a loader's images that get another class than theirs, in percent."""
     found = trained.test(module, dataloaders=loader, verbose=False)[0]
     return 100 * (1 - found["test/accuracy"])
-
-
-def kept(folder: Path, name: str, **settings: Any) -> Path:
-    """Path of a backbone file whose name says how it was made."""
-    said = "-".join(str(value) for value in settings.values())
-    return folder / f"{name}-{said}.safetensors"

@@ -13,12 +13,13 @@ from typing import Any
 
 import lightning as L
 
-from stablelightning.model.weights_file import load_weights
+from stablelightning.callbacks.pretrain import PretrainFirst
 from stablelightning.pretraining import DenoisingAutoencoder, Pretraining, RotationPrediction
 from stablelightning.pretraining.contrastive import SimCLR
-from tests.benchmarks.transfer.arms import SCRATCH, compare, flat, table_of
+from tests.benchmarks.transfer.arms import compare, flat, table_of
 from tests.benchmarks.transfer.cifar import CifarData, folder_of
 from tests.benchmarks.transfer.paired import differences
+from tests.benchmarks.transfer.plans import SCRATCH
 from tests.benchmarks.transfer.record import Job, Run
 from tests.benchmarks.transfer.training import (
     classifier,
@@ -30,6 +31,8 @@ from tests.benchmarks.transfer.training import (
 
 TITLE = "Pretraining on 20,000 images without labels, 50 labels per class"
 NEEDS_ROOT = True
+
+CLASSES = 10
 
 #: Of each class: images, and labels.
 IMAGES, LABELS = 2000, 50
@@ -56,7 +59,7 @@ def pretrain(root: str, objective: str) -> dict[str, Any]:
     if not path.exists():
         make, epochs, batch, rate = OBJECTIVES[objective]
         L.seed_everything(0, verbose=False)
-        module = make(colour_network(10), **settings(rate))
+        module = make(colour_network(CLASSES), **settings(rate))
         # What draws views of its own is given the images as they are.
         data = CifarData(root, pool=IMAGES, batch_size=batch, augment=objective != "contrastive")
         trainer(epochs, half=True).fit(module, datamodule=data)
@@ -75,15 +78,15 @@ def train(root: str, arm: str, rate: float, seed: int, part: str) -> dict[str, A
     """Train one arm, and give its error in percent."""
     began = time.perf_counter()
     L.seed_everything(seed, verbose=False)
-    network = colour_network(10)
+    module = classifier(colour_network(CLASSES), rate)
+    callbacks: list[L.Callback] = []
     if arm != SCRATCH:
         pretrain(root, arm)  # done, unless its file was lost since
-        load_weights(network, backbone(root, arm))
-    module = classifier(network, rate)
+        callbacks = [PretrainFirst(weights=str(backbone(root, arm)))]
     data = CifarData(
         root, pool=IMAGES, per_class=LABELS, seed=seed, batch_size=BATCH, copies=COPIES
     )
-    fitted = trainer(EPOCHS, half=True)
+    fitted = trainer(EPOCHS, callbacks, half=True)
     fitted.fit(module, datamodule=data)
     found = error(fitted, module, data.loader(part))
     return {"error": found, "seconds": time.perf_counter() - began}
