@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stablelightning.callbacks.clip import ClipGradientNorm
+    from stablelightning.callbacks.freeze import UnfreezeGradually
     from stablelightning.callbacks.guard import GuardTraining
     from stablelightning.callbacks.monitor import MonitorSignals
     from stablelightning.callbacks.recommended import recommended_callbacks
@@ -30,6 +31,7 @@ _HOME = {
     "MonitorSignals": "stablelightning.callbacks.monitor",
     "Prediction": "stablelightning.model.prediction",
     "StableMixin": "stablelightning.mixin",
+    "UnfreezeGradually": "stablelightning.callbacks.freeze",
     "add_dropout": "stablelightning.model.dropout",
     "diagnose": "stablelightning.model.diagnose",
     "fold_batch_norm": "stablelightning.model.fold",
@@ -51,6 +53,7 @@ __all__ = [
     "MonitorSignals",
     "Prediction",
     "StableMixin",
+    "UnfreezeGradually",
     "add_dropout",
     "diagnose",
     "fold_batch_norm",

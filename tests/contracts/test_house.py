@@ -20,6 +20,7 @@ FACE = [
     "MonitorSignals",
     "Prediction",
     "StableMixin",
+    "UnfreezeGradually",
     "add_dropout",
     "diagnose",
     "fold_batch_norm",
