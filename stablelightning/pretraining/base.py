@@ -137,17 +137,19 @@ class Pretraining(StableMixin, L.LightningModule, ABC):
                 the objective cannot use them.
         """
         inputs, _ = inputs_and_target(self.network, batch)  # type: ignore[arg-type]
+        if isinstance(inputs, Mapping) and len(inputs) == 1:  # forward names it
+            inputs = tuple(inputs.values())
         if isinstance(inputs, tuple | list) and len(inputs) == 1:
             inputs = inputs[0]
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or inputs.ndim < 2:
-            found = (
-                f"{tuple(inputs.shape)} {inputs.dtype}" if isinstance(inputs, Tensor) else inputs
-            )
-            said = found if isinstance(found, str) else type(found).__name__
+            found = type(inputs).__name__
+            if isinstance(inputs, Tensor):
+                found = f"{inputs.dtype} {tuple(inputs.shape)}"
             raise DataError(
                 f"{type(self).__name__} needs batches whose inputs are one float tensor (N, ...), "
-                f"got {said}; let the data module give images or rows, with targets or without."
+                f"got {found}; let the data module give images or rows, with targets or without."
             )
+        self.check(inputs)
         self._make_ready(inputs)
         return inputs
 

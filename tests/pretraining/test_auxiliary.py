@@ -1,4 +1,4 @@
-"""Rotation and labels of one's own: told from the features, refused in words where they cannot be."""
+"""Rotation and labels of one's own: told from the features, refused in words where they cannot."""
 
 import lightning as L
 import pytest

@@ -82,12 +82,17 @@ def test_batches_without_targets_do(make, tmp_path):
         trainer(tmp_path, fast_dev_run=True).fit(make(small()), data)
 
 
-def test_validation_draws_alike_each_time_and_leaves_the_generators(make, tmp_path):
+def test_validation_draws_alike_each_time(make, tmp_path):
     module, run = make(small()), trainer(tmp_path)
     module.ready(IMAGES)
     first = run.validate(module, loader(), verbose=False)
     torch.rand(3)
     assert run.validate(module, loader(), verbose=False) == first
+
+
+def test_an_evaluation_leaves_the_generators_alone(make):
+    module = make(small())
+    module.ready(IMAGES)
     before = torch.get_rng_state()
     module.validation_step(IMAGES, 0)
     assert torch.equal(torch.get_rng_state(), before)
