@@ -165,7 +165,7 @@ def load_file(model: nn.Module, file: WeightsFile, *, least_share: float = 0.9) 
     _check_numbers(found, file)
     state = OrderedDict((found.own_names[name], value) for name, value in found.values.items())
     # The version of each module, by which some translate older files: these are the model's own.
-    vars(state)["_metadata"] = vars(model.state_dict())["_metadata"]
+    vars(state)["_metadata"] = getattr(model.state_dict(), "_metadata", {})
     # Every name and shape was compared before: nothing can fail half way.
     with torch.inference_mode(False), torch.no_grad():
         model.load_state_dict(state, strict=False)
