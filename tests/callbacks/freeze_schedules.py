@@ -32,9 +32,12 @@ class Scheduled(Seeded):
         self.log("flat", 1.0)  # never better: a plateau
         return 0.1 * super().training_step(batch, batch_idx)
 
+    def optimized(self) -> list[nn.Parameter]:
+        return list(self.parameters())
+
     def configure_optimizers(self) -> Any:
-        weights = [p for p in self.parameters() if p.ndim > 1]
-        others = [p for p in self.parameters() if p.ndim == 1]
+        weights = [p for p in self.optimized() if p.ndim > 1]
+        others = [p for p in self.optimized() if p.ndim == 1]
         groups = [{"params": weights, "lr": 0.5, "weight_decay": 0.01}]
         optimizer = torch.optim.SGD([*groups, {"params": others, "lr": 0.05}], momentum=0.9)
         schedule = SCHEDULERS[self.schedule](optimizer)
@@ -68,10 +71,11 @@ def trained(
     *callbacks: L.Callback,
     resume: Path | None = None,
     keep: Path | None = None,
+    kind: type[Scheduled] = Scheduled,
 ) -> tuple[Scheduled, Watch]:
     """Train, and keep a checkpoint of every step, or go on from one."""
     torch.manual_seed(0 if resume is None else 1)
-    model, watch = Scheduled(schedule), Watch()
+    model, watch = kind(schedule), Watch()
     every = {"every_n_train_steps": 1, "save_top_k": -1}
     saves = [] if keep is None else [ModelCheckpoint(keep, "{step}", **every)]
     trainer = quiet_trainer(

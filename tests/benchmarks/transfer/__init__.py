@@ -14,4 +14,4 @@ delete the file then.
 """
 
 #: In the order in which they run; each a module of this package.
-SECTIONS = ("digits", "pairs", "unlabelled")
+SECTIONS = ("digits", "pairs", "unlabelled", "ddp", "schedulers", "cost")
