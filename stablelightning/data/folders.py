@@ -166,7 +166,15 @@ def _training_folder(root: Path) -> Path:
             "correct the path (--data.root FOLDER)."
         )
     # A tree may have a class called "train"; only a folder of class folders is a split.
-    return root / "train" if _class_folders(root / "train") else root
+    if _class_folders(root / "train"):
+        return root / "train"
+    for name in ("val", "test"):
+        if _class_folders(root / name):
+            raise DataError(
+                f"a folder {name} of class folders must have a folder train beside it, got "
+                f"{str(root / name)!r} and no {str(root / 'train')!r}; move the other images there."
+            )
+    return root
 
 
 def _split_folders(root: Path, class_names: Sequence[str]) -> dict[str, Path]:
