@@ -31,6 +31,7 @@ DOCTOR: tuple[str, ...] = (
 #: Functions of a Trainer and its module, called when training and testing are over.
 RUN: tuple[str, ...] = (
     "stablelightning.pretraining.section.pretraining_of_run",
+    "stablelightning.cli.pretrain.pretrain_of_run",
     "stablelightning.cli.sections.initialized",
     "stablelightning.cli.sections.activation",
     "stablelightning.cli.transfer.transfer_of_run",
