@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from stablelightning.errors import DataError
 from tests.contracts.test_recipes import OVERLAYS, STARTS, session
 
 #: Enough for a schedule to move, for a norm to be measured, and for a checkpoint.
@@ -22,6 +23,21 @@ SETTINGS = (
 )
 
 
+#: Overlays that not every start has the data for, and the starts that have. Elsewhere they build,
+#: and end in one line before the first step.
+FITTING = {"rotation": ("digits_cnn", "images", "pretrain")}
+
+
+def fits(start: str, overlay: str) -> bool:
+    return start in FITTING.get(overlay, STARTS)
+
+
+def turns() -> list[tuple[str, str]]:
+    """Every overlay with a start, another one each time where it does not matter."""
+    pairs = zip(cycle(STARTS), OVERLAYS, strict=False)
+    return [(s if fits(s, o) else FITTING[o][0], o) for s, o in pairs]
+
+
 def trained(folder: Path, start: str, overlay: str) -> None:
     cli = session(folder, start, OVERLAYS[overlay], settings=SETTINGS)
     with warnings.catch_warnings():
@@ -31,9 +47,18 @@ def trained(folder: Path, start: str, overlay: str) -> None:
     assert all(value.isfinite().all() for value in cli.model.parameters())
 
 
-@pytest.mark.parametrize(("start", "overlay"), zip(cycle(STARTS), OVERLAYS, strict=False))
+@pytest.mark.parametrize(("start", "overlay"), turns())
 def test_an_overlay_trains(tmp_path, start, overlay):
     trained(tmp_path, start, overlay)
+
+
+@pytest.mark.parametrize(
+    ("start", "overlay"), [(s, o) for o in FITTING for s in STARTS if not fits(s, o)]
+)
+def test_an_overlay_that_does_not_fit_says_so_in_one_line(tmp_path, start, overlay):
+    with pytest.raises(DataError, match=f"{overlay} needs ") as told:
+        trained(tmp_path, start, overlay)
+    assert "\n" not in str(told.value)
 
 
 def main(overlays: list[str]) -> int:
@@ -41,7 +66,7 @@ def main(overlays: list[str]) -> int:
     torch.set_num_threads(1)
     failed = 0
     for overlay in overlays or OVERLAYS:
-        for start in STARTS:
+        for start in (start for start in STARTS if fits(start, overlay)):
             try:
                 with tempfile.TemporaryDirectory() as folder:
                     trained(Path(folder), start, overlay)
