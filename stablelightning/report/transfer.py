@@ -32,7 +32,19 @@ def probe_curve(profile: ProbeProfile, choice: TransferChoice | None = None) -> 
         'accuracy of a linear probe'
     """
     figure = new_figure(_WIDTH, _HEIGHT)
-    axes = figure.subplots()
+    draw_probes(figure.subplots(), profile, choice)
+    say(figure, _title(profile, choice))
+    return figure
+
+
+def draw_probes(axes: Any, profile: ProbeProfile, choice: TransferChoice | None = None) -> None:
+    """Draw the same into axes of your own.
+
+    Args:
+        axes: of matplotlib.
+        profile: as for :func:`probe_curve`.
+        choice: as for :func:`probe_curve`.
+    """
     known = [(depth, score) for depth, score in enumerate(profile.scores) if score is not None]
     depths = [depth for depth, _ in known]
     values = [score.value for _, score in known]
@@ -58,8 +70,6 @@ def probe_curve(profile: ProbeProfile, choice: TransferChoice | None = None) -> 
         label.set_horizontalalignment("right")
     if choice is not None:
         _mark(axes, choice)
-    say(figure, _title(profile, choice))
-    return figure
 
 
 def _mark(axes: Any, choice: TransferChoice) -> None:
