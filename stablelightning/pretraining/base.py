@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning as L
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from stablelightning.callbacks.batches import inputs_and_target
@@ -214,7 +213,7 @@ class Pretraining(StableMixin, L.LightningModule, ABC):
             few = inputs[:_ROWS].detach().clone()
             features = watched_run(self.network, lambda: self.features(few), [], _nothing)
             self._build({"inputs": list(inputs.shape[1:]), "features": list(features.shape[1:])})
-            self.to(inputs.device)
+            self.to(_device_of(self.network))
 
     def _build(self, shapes: Mapping[str, list[int]]) -> None:
         self.build(tuple(shapes["inputs"]), tuple(shapes["features"]))
@@ -230,11 +229,30 @@ class Pretraining(StableMixin, L.LightningModule, ABC):
         """The inputs; no target is ever looked at."""
         return self.inputs(batch), None
 
+    def configure_callbacks(self) -> Any:
+        """Add none; have the layers made before callbacks look at the module."""
+        if self.trainer.training and not self._shapes:
+            self._callbacks().insert(0, MakeReady())
+        return super().configure_callbacks()
+
     def setup(self, stage: str) -> None:
         """Before fitting, make the objective's layers for the rows of the training data."""
-        if stage == "fit" and not self._shapes:
-            batch = example_batch(self.trainer, self)
-            self.ready(move_data_to_device(batch, self.device))
+        callbacks = self._callbacks()
+        callbacks[:] = [callback for callback in callbacks if not isinstance(callback, MakeReady)]
+        if stage == "fit":
+            self.ready_for_training()
+
+    def ready_for_training(self) -> None:
+        """Make the layers for the training data of the Trainer, unless they are there.
+
+        Raises:
+            DataError: there is no training data, or it does not suit the objective.
+        """
+        if not self._shapes:
+            self.ready(example_batch(self.trainer, self))
+
+    def _callbacks(self) -> list[L.Callback]:
+        return self.trainer.callbacks  # type: ignore[attr-defined,no-any-return]
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Log the loss and the metrics as ``val/...``, drawn alike at every epoch."""
@@ -263,7 +281,7 @@ class Pretraining(StableMixin, L.LightningModule, ABC):
         shapes = checkpoint.get(_SHAPES)
         if shapes and not self._shapes:
             self._build(shapes)
-            self.to(self.device)
+            self.to(_device_of(self.network))  # not self.device: in setup that is where it will be
         repeat_treatments(self, checkpoint.get(CHECKPOINT_KEY, []))
 
     # ---- the backbone ------------------------------------------------------------------------
@@ -308,6 +326,24 @@ class Pretraining(StableMixin, L.LightningModule, ABC):
         return self.network
 
 
+class MakeReady(L.Callback):
+    """Has a pretraining module make its layers before any other callback's ``setup``.
+
+    Lightning's order is callbacks first, the module last: a moving average of the weights would be
+    copied from a module that is not complete. It puts itself into the Trainer's list, and the
+    module's ``setup`` takes it out again.
+
+    Example:
+        >>> MakeReady().state_key
+        'MakeReady'
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Make them."""
+        if isinstance(pl_module, Pretraining):
+            pl_module.ready_for_training()
+
+
 def pooled(features: Tensor) -> Tensor:
     """Average maps ``(N, C, h, w)`` and tokens ``(N, T, F)`` over their places, to ``(N, F)``.
 
@@ -327,6 +363,11 @@ def _description(network: Any) -> dict[str, Any] | None:
     if not isinstance(network, Mapping) or "class_path" not in network:
         return None
     return {key: network[key] for key in ("class_path", "init_args") if key in network}
+
+
+def _device_of(network: nn.Module) -> torch.device:
+    parameter = next(network.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
 
 
 def _nothing(*_: Any) -> None: ...

@@ -262,3 +262,12 @@ def test_without_training_data_the_reason_is_told(tmp_path):
     empty = DataLoader(TensorDataset(IMAGES[:0]), batch_size=2)
     with pytest.raises(DataError, match="training data"):
         trainer(tmp_path).fit(RotationPrediction(small()), empty)
+
+
+def test_an_average_of_the_weights_is_taken_of_the_complete_module(make, tmp_path):
+    average = L.pytorch.callbacks.EMAWeightAveraging(decay=0.5)
+    run = trainer(tmp_path, callbacks=[average])
+    module = make(small())
+    run.fit(module, loader(), loader())
+    assert [type(callback).__name__ for callback in run.callbacks] == ["EMAWeightAveraging"]
+    assert all(value.isfinite().all() for value in module.state_dict().values())
