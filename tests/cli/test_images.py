@@ -1,4 +1,4 @@
-"""200 photographs in folders: fine-tuned with one command, and new ones predicted from the folder."""
+"""200 photographs in folders: fine-tuned with one command; new ones predicted from what it left."""
 
 import json
 from pathlib import Path
