@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from stablelightning.callbacks.before import BeforeTraining
-from stablelightning.callbacks.freeze_groups import Groups, some
+from stablelightning.callbacks.freeze_groups import Groups, complete_optimizers, some
 from stablelightning.callbacks.training_length import training_epochs, training_steps
 from stablelightning.callbacks.wrapping import forget_compiled, refuse_fixed, renew_wrapper
 from stablelightning.errors import CheckpointError, RecipeError, StableLightningWarning
@@ -21,7 +21,6 @@ from stablelightning.functional.discriminative import decayed_factors, sliced_ra
 from stablelightning.model.depth import DepthGroup
 from stablelightning.model.discriminative import factors_for, split_groups_
 from stablelightning.model.freeze import open_last, release_norms, trainable_parameters
-from stablelightning.model.membership import missing_parameters, take_in_
 
 
 @dataclass(frozen=True)
@@ -125,6 +124,7 @@ class Freezing(BeforeTraining):
         self._held: L.LightningModule | None = None
         self._flags: list[tuple[nn.Parameter, bool]] = []
         self._length = (math.inf, math.inf)
+        self._wrapped = 0  # groups that were open when the model was wrapped last
 
     # ---- what a subclass says ---------------------------------------------------------------
 
@@ -180,10 +180,9 @@ class Freezing(BeforeTraining):
         self._see_to_optimizers(trainer, pl_module)
         if resumed is None:
             self._open_to(trainer, pl_module, self.open_groups(self._position(trainer, 0)))
-        if self._open < len(self.found):
-            # Norms wait: Lightning warns of modules in eval when training starts.
-            open_last(pl_module, self.found, self._open, norms=False)
-            renew_wrapper(trainer, pl_module)
+        # Norms wait: Lightning warns of modules in eval when training starts.
+        self._wrapped = len(self.found)
+        self._freeze(trainer, pl_module, norms=False)
         if len(self.found) == 1:
             _say(
                 f"{type(self).__name__} finds a single group in {type(pl_module).__name__} "
@@ -194,7 +193,7 @@ class Freezing(BeforeTraining):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put frozen norms into eval."""
         self._length = training_epochs(trainer), _steps(trainer)
-        open_last(pl_module, self.found, self._open)
+        self._freeze(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open what is due with the epoch."""
@@ -259,20 +258,17 @@ class Freezing(BeforeTraining):
 
     def _see_to_optimizers(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Every parameter is in a group, and every depth has its rate, before the first step."""
+        name = type(self).__name__
         optimizers = [o for o in trainer.optimizers if not isinstance(o, _MockOptimizer)]
-        if not optimizers:
-            return
-        parameters = dict(pl_module.named_parameters())
-        parts = [[parameters[name] for name in group.parameters] for group in self.found]
-        wanted = {name: parameters[name] for group in self.found for name in group.parameters}
-        missing = missing_parameters(optimizers, wanted)
-        take_in_(optimizers, missing, like=[p for part in reversed(parts) for p in part])
+        missing = complete_optimizers(optimizers, pl_module, self.found, name=name)
         if missing:
             rank_zero_info(
-                f"{type(self).__name__}: {some(list(missing))} were in no optimizer, and are in a "
-                "group of the head's from now on."
+                f"{name}: {some(missing)} were in no optimizer, and are in a group of the head's "
+                "from now on."
             )
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        parameters = dict(pl_module.named_parameters())
+        parts = [[parameters[n] for n in group.parameters] for group in self.found]
         names = [group.name for group in self.found]
         for optimizer in optimizers:
             factors = self.factors(len(parts))
@@ -298,9 +294,17 @@ class Freezing(BeforeTraining):
         if wanted <= self._open:
             return
         self._open_to(trainer, pl_module, wanted)
-        open_last(pl_module, self.found, wanted)
-        renew_wrapper(trainer, pl_module)
-        forget_compiled(pl_module)
+        self._freeze(trainer, pl_module)
+
+    def _freeze(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *, norms: bool = True
+    ) -> None:
+        """Freeze what is not open, and tell what has looked at parameters before."""
+        open_last(pl_module, self.found, self._open, norms=norms)
+        if self._wrapped != self._open:
+            renew_wrapper(trainer, pl_module)
+            forget_compiled(pl_module)
+            self._wrapped = self._open
 
     def _open_to(self, trainer: L.Trainer, pl_module: L.LightningModule, wanted: int) -> None:
         """Count them as open, and tell."""
@@ -333,9 +337,10 @@ class Freezing(BeforeTraining):
         """Go on with what was open; a test of a checkpoint forgets nothing of training."""
         if not self.goes_on:
             return
-        self._resumed = state_dict
         self._open = state_dict["open_groups"]
-        self.found = [DepthGroup(name, tuple(names), ()) for name, names in state_dict["groups"]]
+        if self._held is None:  # else Lightning's tuner takes back what it has tried
+            self._resumed = state_dict
+            self.found = [DepthGroup(n, tuple(names), ()) for n, names in state_dict["groups"]]
         self.history = [dict(change) for change in state_dict["history"]]
 
     def _take_up(self, state: dict[str, Any]) -> None:

@@ -7,11 +7,13 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
+from torch.optim import Optimizer
 
 from stablelightning.callbacks.example_run import example_run
 from stablelightning.errors import ModelError, RecipeError
 from stablelightning.model.depth import DepthGroup, depth_groups
 from stablelightning.model.freeze import without
+from stablelightning.model.membership import missing_parameters, take_in_
 
 #: Names in one message.
 _NAMED = 4
@@ -103,6 +105,42 @@ class Groups:
                 "are not excluded; exclude fewer."
             )
         return trainer.strategy.broadcast(found)
+
+
+def complete_optimizers(
+    optimizers: Sequence[Optimizer],
+    pl_module: L.LightningModule,
+    found: Sequence[DepthGroup],
+    *,
+    name: str,
+) -> list[str]:
+    """Take the parameters of groups that are in no optimizer into a group of the head's.
+
+    Args:
+        optimizers: changed in place; without any, nothing happens.
+        pl_module: of which the groups are.
+        found: from input to output.
+        name: who asks, for the message.
+
+    Returns:
+        The names of those that were in none.
+
+    Raises:
+        RecipeError: an optimizer has shared out its parameters over the processes already.
+    """
+    if not optimizers:
+        return []
+    parameters = dict(pl_module.named_parameters())
+    wanted = {n: parameters[n] for group in reversed(found) for n in group.parameters}
+    missing = missing_parameters(optimizers, wanted)
+    kinds = {kind.__name__ for o in optimizers for kind in type(o).__mro__}
+    if missing and "ZeroRedundancyOptimizer" in kinds:
+        raise RecipeError(
+            f"{name} adds the parameters that are in no optimizer to one, and "
+            "ZeroRedundancyOptimizer has shared out its own already; give it all parameters."
+        )
+    take_in_(optimizers, missing, like=list(wanted.values()))
+    return list(missing)
 
 
 def some(names: Sequence[str]) -> str:
