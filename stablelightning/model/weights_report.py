@@ -69,11 +69,11 @@ class LoadReport:
             "of another shape": [f"{n} ({a}, not {b})" for n, a, b in self.reshaped],
         }
         told = "; ".join(f"{kind}: {_first(keys)}" for kind, keys in kinds.items() if keys)
-        fits = f"{Path(self.path).name} fits {self.share:.0%} of {self.model} below its head"
+        fits = f"{Path(self.path).name} fits {_percent(self.share)} of {self.model} below its head"
         return f"{fits} ({told})" if told else fits
 
     def __str__(self) -> str:
-        lines = [f"{Path(self.path).name} fits {self.share:.0%} of {self.model} below its head"]
+        lines = [f"{Path(self.path).name} fits {_percent(self.share)} of {self.model} below its head"]
         lines += [f"  {note}" for note in self.notes]
         for kind, keys in (("missing", self.missing), ("unexpected", self.unexpected)):
             lines += [f"  {kind}: {key}{self._told(key)}" for key in keys]
@@ -89,3 +89,8 @@ class LoadReport:
 def _first(keys: Sequence[str]) -> str:
     rest = len(keys) - _NAMED
     return ", ".join(keys[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _percent(share: float) -> str:
+    """Rounded down: what misses one value does not fit whole."""
+    return f"{int(100 * share)}%"
