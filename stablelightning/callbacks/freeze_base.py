@@ -335,10 +335,10 @@ class Freezing(BeforeTraining):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with what was open; a test of a checkpoint forgets nothing of training."""
-        if not self.goes_on:
+        if not self.goes_on or not state_dict["groups"]:  # Lightning's tuner takes back a trial
             return
         self._open = state_dict["open_groups"]
-        if self._held is None:  # else Lightning's tuner takes back what it has tried
+        if self._held is None:
             self._resumed = state_dict
             self.found = [DepthGroup(n, tuple(names), ()) for n, names in state_dict["groups"]]
         self.history = [dict(change) for change in state_dict["history"]]

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import BackboneFinetuning
+from lightning.pytorch.callbacks import BackboneFinetuning, LearningRateFinder
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -472,6 +472,36 @@ def test_a_checkpoint_of_another_model_is_refused_in_words(tmp_path):
         quiet_trainer(UnfreezeGradually(), max_epochs=2).fit(
             made(), ckpt_path=tmp_path / "here.ckpt"
         )
+
+
+def test_lightnings_tuner_takes_back_what_it_tried(tmp_path):
+    class Tuned(Deep):
+        lr = 0.01
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+    plan, model = UnfreezeGradually(), made(Tuned)
+    finder = LearningRateFinder(num_training_steps=5, update_attr=False)
+    watch = Watch()
+    quiet_trainer(plan, finder, watch, max_epochs=2, default_root_dir=tmp_path).fit(model)
+    assert watch.moved == 6 * [["net.10"]] + 6 * [GROUPS[2:]]
+
+
+def test_two_optimizers_that_are_toggled():
+    class Toggled(TwoOptimizers):
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            for optimizer in self.optimizers():
+                self.toggle_optimizer(optimizer)
+                optimizer.zero_grad()
+                loss = Deep.training_step(self, batch, batch_idx)
+                if loss.requires_grad:
+                    self.manual_backward(loss)
+                optimizer.step()
+                self.untoggle_optimizer(optimizer)
+
+    _, watch = watched(UnfreezeGradually(), made(Toggled))
+    assert watch.moved[5::6] == [GROUPS[-count:] for count in (1, 2, 3, 4)]
 
 
 def test_a_second_fit_begins_anew():
