@@ -69,11 +69,10 @@ class LoadReport:
             "of another shape": [f"{n} ({a}, not {b})" for n, a, b in self.reshaped],
         }
         told = "; ".join(f"{kind}: {_first(keys)}" for kind, keys in kinds.items() if keys)
-        fits = f"{Path(self.path).name} fits {_percent(self.share)} of {self.model} below its head"
-        return f"{fits} ({told})" if told else fits
+        return f"{self._fits()} ({told})" if told else self._fits()
 
     def __str__(self) -> str:
-        lines = [f"{Path(self.path).name} fits {_percent(self.share)} of {self.model} below its head"]
+        lines = [self._fits()]
         lines += [f"  {note}" for note in self.notes]
         for kind, keys in (("missing", self.missing), ("unexpected", self.unexpected)):
             lines += [f"  {kind}: {key}{self._told(key)}" for key in keys]
@@ -82,6 +81,10 @@ class LoadReport:
             lines.append(f"  of another shape: {name}: {shapes}{self._told(name)}")
         return "\n".join(lines)
 
+    def _fits(self) -> str:
+        percent = int(100 * self.share)  # rounded down: what misses one value does not fit whole
+        return f"{Path(self.path).name} fits {percent}% of {self.model} below its head"
+
     def _told(self, key: str) -> str:
         return " (head)" if key in self.head else ""
 
@@ -89,8 +92,3 @@ class LoadReport:
 def _first(keys: Sequence[str]) -> str:
     rest = len(keys) - _NAMED
     return ", ".join(keys[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _percent(share: float) -> str:
-    """Rounded down: what misses one value does not fit whole."""
-    return f"{int(100 * share)}%"
