@@ -12,6 +12,9 @@ _SHAPES = re.compile(r"size mismatch for ([\w.]+): .*?\[([\d, ]*)\].*?\[([\d, ]*
 _MISSING = re.compile(r"Missing key\(s\) in state_dict: \"([^\"]+)\"")
 _UNEXPECTED = re.compile(r"Unexpected key\(s\) in state_dict: \"([^\"]+)\"")
 
+#: What a DataLoader makes of an error in one of its processes: its whole traceback as the text.
+_IN_WORKER = re.compile(r"^Caught (\w+) in DataLoader worker process \d+\..*\.\1: (.+)$")
+
 #: How torch and Lightning say that the parts of a recipe do not fit, and what is to be done.
 _MISFITS = (
     (
@@ -66,6 +69,8 @@ def one_line(error: BaseException) -> tuple[str, int]:
     if isinstance(error, DivergedError):  # a report of what happened, step by step
         return str(error), MEND
     text = _flat(str(error)) or type(error).__name__
+    if isinstance(error, StableLightningError):
+        text = _IN_WORKER.sub(r"\2", text)
     for misfit, told in _MISFITS:  # also inside an error of ours that tells what torch said
         if found := misfit.search(text):
             return f"{told.format(*found.groups())} (--debug shows where it was).", MEND

@@ -103,3 +103,20 @@ def test_a_plateau_of_what_nobody_logs_can_be_mended():
     line, status = one_line(MisconfigurationException(text))
     assert status == MEND
     assert "got val/los beside 'train/loss', 'val/loss'; set --model.scheduler.monitor" in line
+
+
+class Unreadable(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, row):
+        raise DataError(f"an image must be readable, got 'cat/{row}.jpg' (damaged: yes); repair it.")
+
+
+def test_an_error_in_a_process_of_a_loader_keeps_its_words_alone():
+    loader = torch.utils.data.DataLoader(Unreadable(), num_workers=1)
+    with pytest.raises(DataError) as caught:
+        next(iter(loader))
+    assert "Traceback" in str(caught.value)
+    told = "an image must be readable, got 'cat/0.jpg' (damaged: yes); repair it."
+    assert one_line(caught.value) == (told, MEND)
