@@ -19,6 +19,7 @@ from stablelightning.errors import (
     StableLightningWarning,
 )
 from stablelightning.model.architecture import BACKBONE, PRETRAINED, described_in
+from stablelightning.model.dropout import add_dropout
 from stablelightning.model.head import replace_head
 from stablelightning.model.libraries import LibraryModel, library_model
 from stablelightning.model.preprocessing import Preprocessing
@@ -69,7 +70,7 @@ def backbone(
             (:func:`~stablelightning.model.weights_file.load_weights`), or ``None`` for fresh ones.
         num_outputs: outputs of a new head (:func:`~stablelightning.model.head.replace_head`);
             ``None`` keeps the head that is there.
-        dropout: rate before the new head, for Monte Carlo dropout at about the cost of one pass.
+        dropout: rate before the head, for Monte Carlo dropout at about the cost of one pass.
         keep_layers: depth groups that keep their weights; those above are drawn anew.
         settings: more arguments of the library's constructor, such as ``{"in_chans": 1}`` or
             ``{"img_size": 96}`` of timm.
@@ -89,9 +90,9 @@ def backbone(
         >>> net.fc.out_features, net.preprocessing.image_size
         (3, 224)
     """
-    if num_outputs is None and (dropout or keep_layers is not None):
+    if num_outputs is None and keep_layers is not None:
         raise RecipeError(
-            "dropout and keep_layers go with a new head, got num_outputs=null; set num_outputs."
+            "keep_layers goes with a new head, got num_outputs=null; set num_outputs."
         )
     given = dict(settings or {})
     if not _NOT_SETTINGS.isdisjoint(given):
@@ -111,6 +112,8 @@ def backbone(
     if num_outputs is not None:
         _make_room_for_a_head(network, num_outputs)
         replace_head(network, num_outputs, keep_layers, dropout=dropout)
+    elif dropout:
+        add_dropout(network, dropout)
     return network
 
 

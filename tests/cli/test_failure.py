@@ -110,7 +110,7 @@ class Unreadable(torch.utils.data.Dataset):
         return 4
 
     def __getitem__(self, row):
-        raise DataError(f"an image must be readable, got 'cat/{row}.jpg' (damaged: yes); repair it.")
+        raise DataError(f"an image must be readable, got 'cat/{row}.jpg' (cut: yes); repair it.")
 
 
 def test_an_error_in_a_process_of_a_loader_keeps_its_words_alone():
@@ -118,5 +118,5 @@ def test_an_error_in_a_process_of_a_loader_keeps_its_words_alone():
     with pytest.raises(DataError) as caught:
         next(iter(loader))
     assert "Traceback" in str(caught.value)
-    told = "an image must be readable, got 'cat/0.jpg' (damaged: yes); repair it."
+    told = "an image must be readable, got 'cat/0.jpg' (cut: yes); repair it."
     assert one_line(caught.value) == (told, MEND)

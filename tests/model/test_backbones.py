@@ -14,6 +14,7 @@ from stablelightning.errors import CheckpointError, ModelError, RecipeError, Sta
 from stablelightning.model.architecture import architecture_of, without_files
 from stablelightning.model.backbone_file import save_backbone
 from stablelightning.model.backbones import backbone, without_weights
+from stablelightning.model.dropout import added_dropouts
 from stablelightning.model.initialize import initialize
 from stablelightning.model.loaded import loaded_parameters
 from stablelightning.model.preprocessing import Preprocessing, preprocessing_of
@@ -117,10 +118,15 @@ def test_an_unknown_setting_is_refused(name):
         backbone(name, weights=None, settings={"no_such": 3})
 
 
-@pytest.mark.parametrize("setting", [{"dropout": 0.2}, {"keep_layers": 2}])
-def test_what_belongs_to_a_new_head_needs_one(setting):
+def test_what_belongs_to_a_new_head_needs_one():
     with pytest.raises(RecipeError, match="set num_outputs"):
-        backbone("resnet18", weights=None, **setting)
+        backbone("resnet18", weights=None, keep_layers=2)
+
+
+def test_dropout_goes_before_the_head_that_is_there():
+    net = backbone("timm/test_resnet", weights=None, dropout=0.3)
+    assert [(name, d.p) for name, d in added_dropouts(net).items()] == [("fc.added_dropout", 0.3)]
+    assert net.fc.out_features == 1000
 
 
 # ---- weights from a file ----------------------------------------------------------------------
