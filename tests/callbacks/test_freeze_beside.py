@@ -137,8 +137,7 @@ BESIDE = {
 
 
 @pytest.mark.filterwarnings("ignore::stablelightning.errors.StableLightningWarning")
-@pytest.mark.parametrize("order", ["before", "after"])
-@pytest.mark.parametrize("step", [4, 8, 12])
+@pytest.mark.parametrize(("step", "order"), [(4, "before"), (8, "after"), (12, "before")])
 @pytest.mark.parametrize("name", BESIDE)
 def test_a_resumed_run_is_the_unbroken_one(name, step, order, tmp_path):
     def both():
