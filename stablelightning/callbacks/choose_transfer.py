@@ -19,7 +19,6 @@ from stablelightning.errors import (
     StableLightningError,
     StableLightningWarning,
 )
-from stablelightning.functional.discriminative import decayed_factors
 from stablelightning.functional.freeze import gradually_open
 from stablelightning.model.depth import DepthGroup
 from stablelightning.model.generators import preserved_generators, undisturbed_generators
@@ -44,9 +43,9 @@ class ChooseTransfer(Freezing):
     that decides (:func:`~stablelightning.model.transfer_choice.choose_transfer`): which groups are
     kept, which upper ones are drawn anew because they lost what this task needs, and how many are
     opened, after the head has been alone for a tenth of the training, or from the start. With few
-    labels a near task opens the upper groups only; with a hundred labels for each class everything
-    is opened, at rates that fall with the distance to the head; so is it, with fewer layers kept,
-    where the task is far.
+    labels a near task opens the upper groups only, at a tenth of the head's rate; with a hundred
+    labels for each class everything is opened, at rates that fall with the distance to the head; so
+    is it, with fewer layers kept and at the full rate, where the task is far.
 
     Works around any LightningModule whose batches give labels, or numbers to predict. Where they
     give neither, or what a group reads cannot be seen, that is said, and one group is opened each
@@ -65,8 +64,9 @@ class ChooseTransfer(Freezing):
     Args:
         rows: training rows that are probed at most, >= 4.
         race: also let the chosen plan run against the head alone, gradual unfreezing, everything at
-            once and half of the layers, on copies, from two seeds; the loss is read on validation
-            data, and the rule's plan stays unless another is better by more than the noise.
+            once, everything slowly, and half of the layers, on copies, from two seeds; the loss is
+            read on validation data, and the rule's plan stays unless another is better by more than
+            the noise.
         steps: optimizer steps of each run of a race, >= 1.
         groups: names of modules, or lists of them, from input to output, in the place of groups
             that are found (:func:`~stablelightning.model.depth.depth_groups`).
@@ -144,8 +144,7 @@ class ChooseTransfer(Freezing):
         """The user's rates, else those that were chosen."""
         if self.layer_decay is not None or self.choice is None:
             return super().factors(groups)
-        decay = self.choice.layer_decay
-        return None if decay is None else decayed_factors(groups, decay)
+        return self.choice.factors()
 
     def prepare(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Choose, and draw anew what shall be; once for each model, which then has been trained."""

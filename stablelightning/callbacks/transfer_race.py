@@ -18,7 +18,6 @@ from stablelightning.callbacks.contestant import (
 from stablelightning.callbacks.first_batches import first_batches
 from stablelightning.callbacks.labelled_rows import validation_batches
 from stablelightning.errors import DataError
-from stablelightning.functional.discriminative import decayed_factors
 from stablelightning.model.depth import DepthGroup
 from stablelightning.model.discriminative import split_groups_
 from stablelightning.model.freeze import open_last
@@ -31,6 +30,8 @@ from stablelightning.model.transfer_choice import TransferChoice
 _SEEDS = 2
 #: Batches that are learned from, over and over, and rows that the loss is read on.
 _MOST_BATCHES, _MOST_ROWS = 32, 512
+#: Factor on the rate of all but the head, of the plan that trains everything slowly.
+_SLOWLY = 0.1
 
 
 @dataclass
@@ -68,9 +69,9 @@ def rivals(choice: TransferChoice) -> dict[str, TransferChoice]:
 
     Example:
         >>> list(rivals(TransferChoice(5, 4, 3, False, None, "")))
-        ['rule', 'head', 'gradual', 'all', 'lower half']
+        ['rule', 'head', 'gradual', 'all', 'all slowly', 'lower half']
         >>> list(rivals(TransferChoice(2, 1, 2, True, None, "")))
-        ['rule', 'head', 'gradual']
+        ['rule', 'head', 'gradual', 'all slowly']
     """
     groups = choice.groups
     body = groups - 1
@@ -80,6 +81,7 @@ def rivals(choice: TransferChoice) -> dict[str, TransferChoice]:
         "head": TransferChoice(groups, body, 1, True, None, ""),
         "gradual": TransferChoice(groups, body, groups, False, None, ""),
         "all": TransferChoice(groups, body, groups, True, None, ""),
+        "all slowly": TransferChoice(groups, body, groups, False, None, "", _SLOWLY),
         "lower half": TransferChoice(groups, half, groups, True, None, ""),
     }
     different: dict[str, TransferChoice] = {}
@@ -178,10 +180,10 @@ class _Racer(LightningContestant):
         super().__init__(module, trainer)
         self._groups, self._plan, self._steps = groups, plan, steps
         self._open = 0
-        if plan.layer_decay is not None:
+        factors = plan.factors()
+        if factors is not None:
             named = dict(module.named_parameters())
             parts = [[named[name] for name in group.parameters] for group in groups]
-            factors = decayed_factors(len(parts), plan.layer_decay)
             split_groups_(self._optimizer, self._schedulers, parts, factors=factors)
 
     def learn(self, batch: Any, index: int) -> None:

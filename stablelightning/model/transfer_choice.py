@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stablelightning.errors import DataError
+from stablelightning.functional.discriminative import decayed_factors
 from stablelightning.functional.probe import ProbeScore
 from stablelightning.model.probe import ProbeProfile
 
 #: A depth counts as worse than the best where it loses more than this share of what the best has
-#: above chance. Fine-tuning wins back smaller losses, and drawing layers anew costs what they knew.
-_LOST = 0.1
+#: above chance, and than so many standard errors of both. Fine-tuning wins back smaller losses, and
+#: drawing layers anew costs what they knew: who errs shall err on the side of keeping.
+_LOST, _DOUBT = 0.2, 1.5
 #: Labels for each class from which on everything is opened: log10 of it is the 2 that log10 of the
 #: labels is divided by.
 _PLENTY = 100
@@ -24,6 +26,8 @@ _ROWS_LIKE_A_CLASS = 10
 _HEAD_ALONE, _ALL_OPEN = 0.1, 0.3
 #: Factor on the rate for each group further down, where everything is opened.
 _LAYER_DECAY = 0.8
+#: Factor on the rate of everything below the head, where its features are right as they are.
+_GENTLE = 0.1
 #: A best score by less than so many of its standard errors above chance says nothing.
 _SURE = 2.0
 
@@ -42,6 +46,7 @@ class TransferChoice:
         layer_decay: factor on the learning rate for each group further from the head; ``None`` for
             one rate.
         reason: why, in words.
+        rate_below: factor on the learning rate of everything below the head.
 
     Example:
         >>> choice = TransferChoice(5, 4, 3, False, None, "ten labels")
@@ -55,6 +60,7 @@ class TransferChoice:
     at_once: bool
     layer_decay: float | None
     reason: str
+    rate_below: float = 1.0
 
     @property
     def redraws(self) -> bool:
@@ -76,6 +82,13 @@ class TransferChoice:
         # Past rounding: a tenth and two steps of a tenth are a little less than three tenths.
         return 2 + min(later - 1, math.floor((share - _HEAD_ALONE) / step + 1e-9))
 
+    def factors(self) -> list[float] | None:
+        """Factors on the optimizer's rate of each group, from input to output; ``None`` for one."""
+        if self.layer_decay is None and self.rate_below == 1.0:
+            return None
+        factors = decayed_factors(self.groups, self.layer_decay or 1.0)
+        return [*(factor * self.rate_below for factor in factors[:-1]), factors[-1]]
+
     @property
     def plan(self) -> str:
         """What is done, in words."""
@@ -85,6 +98,8 @@ class TransferChoice:
         when = "from the start" if self.at_once else "the head first"
         opened = f"open {self.open_groups} of {self.groups} groups, {when}"
         rates = f", rates falling by {self.layer_decay:g} a group" if self.layer_decay else ""
+        if self.rate_below != 1.0 and self.open_groups > 1:
+            rates += f", below the head at {self.rate_below:g} of its rate"
         return f"{kept}{drawn}; {opened}{rates}"
 
     def __str__(self) -> str:
@@ -98,18 +113,22 @@ class TransferChoice:
 def choose_transfer(profile: ProbeProfile, labels_per_class: float) -> TransferChoice:
     r"""Choose how many layers to keep and how many groups to open.
 
-    **Keep** the deepest depth at which a probe is as good as anywhere: no more below the best than
-    the standard error of both together, or than a tenth of what the best has above chance. What
-    lies above forgot what the task needs, and is drawn anew. The lowest group is always kept.
+    **Keep** the deepest depth at which a probe is about as good as anywhere: no more below the best
+    than one and a half standard errors of both together, or than a fifth of what the best has above
+    chance. What lies above forgot what the task needs, and is drawn anew. The lowest group is
+    always kept.
 
     **Open** everything where something is drawn anew, or where nothing can be read at any depth:
     the task is far from what the network knows. Otherwise, of the :math:`G` groups below the head,
     the upper :math:`\lceil G \log_{10}(L) / 2 \rceil` for :math:`L` labels for each class: one
     label trains the head alone, ten the upper half, a hundred everything, at rates that fall with
-    the distance to the head.
+    the distance to the head. With fewer than a hundred, what is below the head is trained at a
+    tenth of its rate where the task is read best right before the head: such features are right,
+    and few labels could only spoil them. Where it is read as well or better further down, the upper
+    layers have to move, at the full rate.
 
-    The constants were set by the meaning that they have here, and by runs on digits between other
-    classes and with other seeds than those of the benchmark; no test split was looked at.
+    The constants were set by the meaning that they have here, and by runs on scikit-learn's digits
+    with other classes and seeds than those of the benchmark, of which no result was looked at.
 
     Args:
         profile: of the training rows, by :func:`~stablelightning.model.probe.probe_by_depth`.
@@ -130,8 +149,9 @@ def choose_transfer(profile: ProbeProfile, labels_per_class: float) -> TransferC
     Example:
         >>> scores = tuple(ProbeScore(value, 0.1, 0.02) for value in (0.5, 0.8, 0.9))
         >>> profile = ProbeProfile("accuracy", ("stem", "block", "head"), scores, 100, 10, 10)
-        >>> print(choose_transfer(profile, 10).plan)
-        keep 2 groups of 2 below the head; open 2 of 3 groups, the head first
+        >>> choice = choose_transfer(profile, 10)
+        >>> choice.keep_layers, choice.open_groups, choice.rate_below
+        (2, 2, 0.1)
     """
     if not labels_per_class > 0:
         raise DataError(
@@ -148,7 +168,7 @@ def choose_transfer(profile: ProbeProfile, labels_per_class: float) -> TransferC
     keep = max(_deepest_as_good(profile, best), min(1, groups - 1))
     if keep < groups - 1:
         why = (
-            f"{_value(best)} after {_groups(profile.best)}: what lies above "
+            f"{_value(best)} {_place(profile.best)}: what lies above "
             f"{profile.groups[keep - 1]} has lost what this task needs"
         )
         return replace(choice, keep_layers=keep, reason=f"{seen}, {why}")
@@ -157,8 +177,16 @@ def choose_transfer(profile: ProbeProfile, labels_per_class: float) -> TransferC
         return replace(choice, layer_decay=_LAYER_DECAY, reason=f"{seen}; {why}")
     share = math.log10(max(labels_per_class, 1.0)) / math.log10(_PLENTY)
     opened = 1 + math.ceil((groups - 1) * share)
-    why = f"so few labels train the upper {share:.0%} of it"
-    return replace(choice, open_groups=opened, at_once=opened == 1, reason=f"{seen}; {why}")
+    is_near = profile.best == groups - 1
+    where = "nowhere better, so that it is moved little" if is_near else "not lower further down"
+    why = f"{where}; so few labels train the upper {share:.0%} of what is below the head"
+    return replace(
+        choice,
+        open_groups=opened,
+        at_once=opened == 1,
+        rate_below=_GENTLE if is_near else 1.0,
+        reason=f"{seen}, {why}",
+    )
 
 
 def labels_for_each(profile: ProbeProfile, rows: int) -> float:
@@ -181,7 +209,7 @@ def _deepest_as_good(profile: ProbeProfile, best: ProbeScore) -> int:
     deepest = profile.best
     for depth, score in enumerate(profile.scores):
         if score is not None:
-            within = max(math.hypot(score.error, best.error), lost)
+            within = max(_DOUBT * math.hypot(score.error, best.error), lost)
             deepest = max(deepest, depth) if best.value - score.value <= within else deepest
     return deepest
 
@@ -198,6 +226,10 @@ def _seen(profile: ProbeProfile, labels_per_class: float) -> str:
 
 def _value(score: ProbeScore) -> str:
     return f"{score.value:.2f} +- {score.error:.2f}"
+
+
+def _place(depth: int) -> str:
+    return f"after {_groups(depth)}" if depth else "in the inputs themselves"
 
 
 def _groups(number: int) -> str:

@@ -174,7 +174,7 @@ def test_plans_race_on_validation_data_and_are_told():
     choose = ChooseTransfer(race=True, steps=6)
     fitted(choose, Pretrained(count=20))
     names = {plan["name"] for plan in choose.raced}
-    assert names == {"rule", "head", "gradual", "all", "lower half"}
+    assert names == {"rule", "head", "gradual", "all", "all slowly", "lower half"}
     assert all(len(plan["losses"]) == 2 for plan in choose.raced)
     losses = [sum(plan["losses"]) for plan in choose.raced]
     assert losses == sorted(losses)

@@ -29,7 +29,20 @@ def test_a_near_task_opens_the_more_the_more_labels_there_are(labels, opened):
     choice = choose_transfer(RISING, labels)
     assert (choice.keep_layers, choice.open_groups) == (4, opened)
     assert choice.layer_decay is None
+    assert choice.rate_below == 0.1
     assert not choice.redraws
+
+
+def test_upper_layers_move_at_the_full_rate_where_the_task_is_read_as_well_below():
+    choice = choose_transfer(profile(0.3, 0.5, 0.9, 0.92, 0.9), 10)
+    assert (choice.keep_layers, choice.open_groups, choice.rate_below) == (4, 3, 1.0)
+    assert "not lower further down" in choice.reason
+
+
+def test_rates_are_those_of_the_choice():
+    assert TransferChoice(3, 2, 3, True, None, "").factors() is None
+    assert TransferChoice(3, 2, 3, True, 0.5, "").factors() == [0.25, 0.5, 1.0]
+    assert TransferChoice(3, 2, 3, True, None, "", 0.1).factors() == [0.1, 0.1, 1.0]
 
 
 def test_plenty_of_labels_open_everything_at_a_rate_for_each_layer():
@@ -46,11 +59,13 @@ def test_a_far_task_keeps_few_layers_and_opens_all():
 
 
 def test_the_lowest_group_is_kept_also_where_the_inputs_say_more():
-    assert choose_transfer(profile(0.9, 0.6, 0.5), 10).keep_layers == 1
+    choice = choose_transfer(profile(0.9, 0.6, 0.5), 10)
+    assert choice.keep_layers == 1
+    assert "0.90 +- 0.02 in the inputs themselves" in choice.reason
 
 
 def test_a_small_loss_towards_the_head_is_no_reason_to_forget():
-    assert not choose_transfer(profile(0.8, 0.9, 0.86, error=0.001), 1000).redraws
+    assert not choose_transfer(profile(0.8, 0.9, 0.80, error=0.001), 1000).redraws
     assert choose_transfer(profile(0.8, 0.9, 0.70, error=0.001), 1000).redraws
 
 
@@ -104,9 +119,10 @@ def test_more_labels_never_open_less(values, labels, times):
 
 def test_the_reason_is_told_in_words():
     assert str(choose_transfer(RISING, 10)) == (
-        "keep 4 groups of 4 below the head; open 3 of 5 groups, the head first: 10 labels for each "
-        "of 10 classes; the accuracy of a linear probe where the head reads is 0.90 +- 0.02; so "
-        "few labels train the upper 50% of it"
+        "keep 4 groups of 4 below the head; open 3 of 5 groups, the head first, below the head at "
+        "0.1 of its rate: 10 labels for each of 10 classes; the accuracy of a linear probe where "
+        "the head reads is 0.90 +- 0.02, nowhere better, so that it is moved little; so few labels "
+        "train the upper 50% of what is below the head"
     )
     numbers = choose_transfer(profile(0.2, 0.4, classes=0, chance=0.0), 12.0)
     assert "120 rows with numbers to predict; the explained variance" in str(numbers)
