@@ -22,6 +22,7 @@ def compare(
     *,
     arms: Mapping[str, Sequence[float]],
     cases: Mapping[str, Mapping[str, Any]],
+    tuning_seeds: Sequence[int] = TUNING_SEEDS,
 ) -> dict[str, Any]:
     """Tune the learning rate of each arm, and train every arm with every seed.
 
@@ -30,6 +31,7 @@ def compare(
         work: takes ``arm``, ``rate``, ``seed``, ``part`` and the settings of the case.
         arms: learning rates to try by name; of one length.
         cases: further settings by name; the rate of an arm is the same for all of them.
+        tuning_seeds: of the trials of a rate, whose mean counts.
 
     Returns:
         ``"rates"`` by arm, ``"validation"`` errors by arm and rate, and ``"errors"`` on the test
@@ -38,7 +40,7 @@ def compare(
     assert len({len(rates) for rates in arms.values()}) == 1, "an equal number of trials"
     tuning = {
         (arm, rate, seed, case): f"tune {arm} {rate:g} {case} seed {seed}"
-        for seed, case, arm in product(TUNING_SEEDS, cases, arms)
+        for seed, case, arm in product(tuning_seeds, cases, arms)
         for rate in arms[arm]
     }
     found = run.all(

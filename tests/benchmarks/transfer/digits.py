@@ -8,6 +8,7 @@ little about shapes that are in none of them.
 
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from tests.benchmarks.transfer.cifar import folder_of
 from tests.benchmarks.transfer.paired import differences
 from tests.benchmarks.transfer.plans import AUTO, FULL, GRADUAL, HEAD, PLANS, SCRATCH
 from tests.benchmarks.transfer.record import Job, Run
-from tests.benchmarks.transfer.training import classifier, error, settings, trainer
+from tests.benchmarks.transfer.training import classifier, error, once, settings, trainer
 
 TITLE = "Digits 0 to 4, then 5 to 9 with ten labels of each"
 NEEDS_ROOT = False
@@ -109,19 +110,19 @@ def oriented(batch: Any) -> tuple[Tensor, Tensor]:
 def pretrain(seed: int) -> dict[str, Any]:
     """Leave a backbone file, unless there is one of the same settings."""
     path = backbone(seed)
+    return once(path, partial(_pretrained, seed, path))
+
+
+def _pretrained(seed: int, path: Path) -> dict[str, Any]:
     epochs, batch, rate = PRETRAINING
-    if not path.exists():
-        L.seed_everything(seed, verbose=False)
-        labels = len(KNOWN) * ORIENTATIONS
-        module = AuxiliaryTask(
-            network(labels), num_labels=labels, labels=oriented, **settings(rate)
-        )
-        data = DigitsData(
-            held_out=NEW, image=True, batch_size=batch, val_fraction=0, test_fraction=0
-        )
-        trainer(epochs).fit(module, datamodule=data)
-        module.export_backbone(path)
-    return {"file": path.name}
+    L.seed_everything(seed, verbose=False)
+    labels = len(KNOWN) * ORIENTATIONS
+    module = AuxiliaryTask(network(labels), num_labels=labels, labels=oriented, **settings(rate))
+    data = DigitsData(held_out=NEW, image=True, batch_size=batch, val_fraction=0, test_fraction=0)
+    fitted = trainer(epochs)
+    fitted.fit(module, datamodule=data)
+    module.export_backbone(path)
+    return {"loss": float(fitted.callback_metrics["train/loss_epoch"])}
 
 
 def backbone(seed: int) -> Path:

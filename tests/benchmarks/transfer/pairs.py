@@ -6,6 +6,8 @@ a class there are, the head's weights and the order of the batches.
 """
 
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from stablelightning.callbacks.pretrain import PretrainFirst
 from stablelightning.model.backbone_file import save_backbone
 from stablelightning.model.depth import depth_groups
 from stablelightning.model.head import remove_head
-from tests.benchmarks.transfer.arms import compare, cut, table_of
+from tests.benchmarks.transfer.arms import TUNING_SEEDS, compare, cut, table_of
 from tests.benchmarks.transfer.cifar import CifarData, folder_of, images
 from tests.benchmarks.transfer.paired import interval
 from tests.benchmarks.transfer.plans import FULL, HEAD, PLANS, SCRATCH
@@ -25,6 +27,7 @@ from tests.benchmarks.transfer.training import (
     colour_network,
     error,
     large_classifier,
+    once,
     trainer,
 )
 
@@ -50,16 +53,18 @@ RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 ARMS = (SCRATCH, HEAD, FULL)
 
 
-def others(pair: tuple[int, int]) -> list[int]:
+def others(pair: Sequence[int]) -> list[int]:
     return [number for number in range(CLASSES) if number not in pair]
 
 
-def pretrain(root: str, pair: tuple[int, int]) -> dict[str, Any]:
+def pretrain(root: str, pair: Sequence[int]) -> dict[str, Any]:
     """Leave a backbone file of the eight other classes, unless there is one of these settings."""
-    path, began = backbone(root, pair), time.perf_counter()
+    path = backbone(root, pair)
+    return once(path, partial(_pretrained, root, pair, path))
+
+
+def _pretrained(root: str, pair: Sequence[int], path: Path) -> dict[str, Any]:
     epochs, batch, rate = PRETRAINING
-    if path.exists():
-        return {"file": path.name}
     L.seed_everything(0, verbose=False)
     network = colour_network(CLASSES - len(pair))
     module = large_classifier(network, rate)
@@ -69,18 +74,17 @@ def pretrain(root: str, pair: tuple[int, int]) -> dict[str, Any]:
     found = error(fitted, module, data.loader("val"))
     _, head = remove_head(network)
     save_backbone(network, path, head=head)
-    minutes = (time.perf_counter() - began) / 60
-    return {"file": path.name, "validation error": found, "minutes": minutes}
+    return {"validation error": found}
 
 
-def backbone(root: str, pair: tuple[int, int]) -> Path:
+def backbone(root: str, pair: Sequence[int]) -> Path:
     """Its path says how it is made."""
     said = "-".join(f"{value:g}" for value in (*pair, *PRETRAINING))
     return folder_of(root) / f"pair-{said}.safetensors"
 
 
 def train(
-    root: str, pair: tuple[int, int], arm: str, rate: float, seed: int, part: str
+    root: str, pair: Sequence[int], arm: str, rate: float, seed: int, part: str
 ) -> dict[str, Any]:
     """Train one arm on a pair, and give its error in percent."""
     began = time.perf_counter()
@@ -108,7 +112,9 @@ def measure(run: Run) -> dict[str, Any]:
     jobs = {f"pretrain without {name}": Job(pretrain, case) for name, case in cases.items()}
     made = run.all(jobs)
     arms = dict.fromkeys(ARMS, RATES)
-    return compare(run, train, arms=arms, cases=cases) | {"pretraining": made, "bound": BOUND}
+    # One seed is enough where every rate is tried on all pairs.
+    found = compare(run, train, arms=arms, cases=cases, tuning_seeds=TUNING_SEEDS[:1])
+    return found | {"pretraining": made, "bound": BOUND}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -121,8 +127,9 @@ def table(result: dict[str, Any]) -> str:
         means = [f"{interval(errors[arm][case])}" for arm in errors]
         best = max(cut({case: errors[a][case]}, {case: errors[SCRATCH][case]}) for a in arms)
         lines.append(f"| {case} | {' | '.join(means)} | {best:.0%} |")
-    gone = {arm: cut(errors[arm], errors[SCRATCH]) for arm in arms}
-    name = max(gone, key=lambda arm: gone[arm])
-    verdict = "met" if gone[name] >= BOUND else "missed"
-    lines += ["", f"Error cut by {gone[name]:.0%} ({name}; asked: {BOUND:.0%}; {verdict})."]
+    # The validation images say which arm speaks for transfer, not the test images.
+    name = min(arms, key=lambda arm: min(result["validation"][arm].values()))
+    gone = cut(errors[name], errors[SCRATCH])
+    verdict = "met" if gone >= BOUND else "missed"
+    lines += ["", f"Error cut by {gone:.0%} ({name}; asked: {BOUND:.0%}; {verdict})."]
     return "\n".join(lines)

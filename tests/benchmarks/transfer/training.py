@@ -1,7 +1,10 @@
 """How everything here is trained: by the Trainer, from the package's pieces, on one core."""
 
-from collections.abc import Sequence
+import json
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -71,3 +74,19 @@ def error(trained: L.Trainer, module: L.LightningModule, loader: Any) -> float:
     """Share of a loader's images that get another class than theirs, in percent."""
     found = trained.test(module, dataloaders=loader, verbose=False)[0]
     return 100 * (1 - found["test/accuracy"])
+
+
+def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Leave the file ``path`` by ``make``, unless it is there; what ``make`` told is kept beside.
+
+    Args:
+        path: says by its name how the file is made.
+        make: leaves it, and tells of it in plain types.
+    """
+    beside = path.with_suffix(".json")
+    if not path.exists():
+        began = time.perf_counter()
+        told = make()
+        beside.write_text(json.dumps(told | {"minutes": (time.perf_counter() - began) / 60}))
+    told = json.loads(beside.read_text()) if beside.exists() else {}
+    return {"file": path.name, **told}

@@ -25,6 +25,7 @@ from tests.benchmarks.transfer.training import (
     classifier,
     colour_network,
     error,
+    once,
     settings,
     trainer,
 )
@@ -55,16 +56,20 @@ RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 
 def pretrain(root: str, objective: str) -> dict[str, Any]:
     """Leave a backbone file, unless there is one of the same settings."""
-    path, began = backbone(root, objective), time.perf_counter()
-    if not path.exists():
-        make, epochs, batch, rate = OBJECTIVES[objective]
-        L.seed_everything(0, verbose=False)
-        module = make(colour_network(CLASSES), **settings(rate))
-        # What draws views of its own is given the images as they are.
-        data = CifarData(root, pool=IMAGES, batch_size=batch, augment=objective != "contrastive")
-        trainer(epochs, half=True).fit(module, datamodule=data)
-        module.export_backbone(path)
-    return {"file": path.name, "minutes": (time.perf_counter() - began) / 60}
+    path = backbone(root, objective)
+    return once(path, partial(_pretrained, root, objective, path))
+
+
+def _pretrained(root: str, objective: str, path: Path) -> dict[str, Any]:
+    make, epochs, batch, rate = OBJECTIVES[objective]
+    L.seed_everything(0, verbose=False)
+    module = make(colour_network(CLASSES), **settings(rate))
+    # What draws views of its own is given the images as they are.
+    data = CifarData(root, pool=IMAGES, batch_size=batch, augment=objective != "contrastive")
+    fitted = trainer(epochs, half=True)
+    fitted.fit(module, datamodule=data)
+    module.export_backbone(path)
+    return {"loss": float(fitted.callback_metrics["train/loss_epoch"])}
 
 
 def backbone(root: str, objective: str) -> Path:
