@@ -87,11 +87,11 @@ def _predict(
             weights_only=weights_only,
         )
     rows = rows_of(predictions)
-    if getattr(cli.model, "gives_features", False):  # whose largest is no class
-        rows = {"feature" if name == "mean" else name: value for name, value in rows.items()}
     if getattr(cli.datamodule, "predict_path", None) is None:  # the test set, then
         rows = with_dataset_rows(rows, cli.datamodule)
     names = names_of(rows, cli.datamodule, "predict_files")
+    if getattr(cli.model, "gives_features", False):  # whose largest is no class
+        rows = {"feature" if name == "mean" else name: value for name, value in rows.items()}
     write_predictions(output.parent, rows, name=output.name, **names)
 
 
