@@ -43,6 +43,7 @@ __all__ = [
     "save_figure",
 ]
 
+_LINE, _LONGEST = 24, 12  # characters that fit over one picture of nine: of all, and of a name
 _NUMBERS = ("None", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 
 _BAR_ALPHA, _BAR_WIDTH = 0.22, 7.0
@@ -295,18 +296,32 @@ def most_uncertain_grid(
     said = share.argmax(1)
     wrong = int((said[order] != truth[order]).sum())
     what, unit = _name_and_unit(label)
+    answers = [
+        (
+            f"said {_name(said[row], class_names)} ({100 * share[row].max():.0f} %),",
+            f"is {_name(truth[row], class_names)}",
+        )
+        for row in order
+    ]
+    # All on one line or all on two, so that the pictures stand in rows.
+    between = " " if max(len(" ".join(both)) for both in answers) <= _LINE else "\n"
     figure = new_figure(5.4, 6.9)
-    for axes, row in zip(figure.subplots(3, 3).ravel(), order, strict=False):
+    for axes, row, both in zip(figure.subplots(3, 3).ravel(), order, answers, strict=False):
         axes.imshow(pictures[row], cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
-        names = [str(class_names[i]) if class_names else str(i) for i in (said[row], truth[row])]
-        answer = f"said {names[0]} ({100 * share[row].max():.0f} %), is {names[1]}"
-        _caption(axes, answer, f"{scores[row]:.2f} {unit}", wrong=said[row] != truth[row])
+        _caption(
+            axes, between.join(both), f"{scores[row]:.2f} {unit}", wrong=said[row] != truth[row]
+        )
     for axes in figure.axes[len(order) :]:
         axes.set_visible(False)
     verb = "is" if wrong == 1 else "are"
     count = _NUMBERS[len(order)].lower()
     say(figure, f"{_NUMBERS[wrong]} of the {count} inputs of highest {what} {verb} misread")
     return figure
+
+
+def _name(number: int, class_names: Sequence[str] | None) -> str:
+    name = str(class_names[number] if class_names else number)
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
 
 
 def _caption(axes: "Axes", answer: str, score: str, *, wrong: bool) -> None:

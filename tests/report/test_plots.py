@@ -168,6 +168,18 @@ def test_the_grid_shows_the_least_certain_first_and_marks_what_is_misread() -> N
     assert figure.axes[0].images[0].get_array()[0, 0] == 1.0
 
 
+def test_long_names_of_classes_do_not_run_into_each_other() -> None:
+    names = ["triangle", "hermit thrush of the western mountains"]
+    figure = most_uncertain_grid(
+        np.random.default_rng(0).random((9, 4, 4)),
+        np.tile([0.3, 0.7], (9, 1)),
+        np.arange(9) / 10,
+        np.ones(9),
+        class_names=names,
+    )
+    assert figure.axes[0].get_title() == "said hermit thru… (70 %),\nis hermit thru…"
+
+
 @pytest.mark.parametrize("shape", [(5, 8, 8), (5, 64), (5, 1, 8, 8), (5, 3, 8, 8)])
 def test_the_grid_takes_images_of_these_shapes_and_hides_empty_cells(shape: tuple[int]) -> None:
     figure = most_uncertain_grid(torch.rand(shape), np.eye(5), np.ones(5), range(5))
