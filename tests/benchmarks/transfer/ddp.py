@@ -67,12 +67,12 @@ class Classifier(L.LightningModule):
 
 
 class Differences(L.Callback):
-    """After every epoch, and after every step of it."""
+    """After the last step of every epoch: what drifts apart does not come together again."""
 
     def __init__(self) -> None:
         self.found: list[float] = []
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         flat = torch.cat([p.detach().flatten() for p in pl_module.parameters()])
         both = [torch.zeros_like(flat) for _ in range(WORLD)]
         torch.distributed.all_gather(both, flat)
@@ -105,7 +105,7 @@ def _on_rank(rank: int, *, arm: str, seed: int) -> list[float]:
 
 
 def work(*, arm: str, seed: int) -> list[float]:
-    """The largest difference after each step of one training."""
+    """The largest difference after each epoch of one training."""
     with tempfile.TemporaryDirectory() as folder:
         found: list[list[float]] = reports_of(partial(_on_rank, arm=arm, seed=seed), Path(folder))
     assert found[0] == found[1]
@@ -121,10 +121,7 @@ def measure(run: Run) -> dict[str, Any]:
     }
     found = run.all(jobs)
     by_epoch = {
-        arm: [
-            max(max(found[f"{arm} {s}"][e * BATCHES : (e + 1) * BATCHES]) for s in range(run.seeds))
-            for e in range(EPOCHS)
-        ]
+        arm: [max(found[f"{arm} {s}"][epoch] for s in range(run.seeds)) for epoch in range(EPOCHS)]
         for arm in (OURS, THEIRS)
     }
     return {"largest": by_epoch, "groups": len(GROUPS), "steps": BATCHES}
