@@ -25,7 +25,7 @@ SETTINGS = (
 
 #: Overlays that not every start has the data for, and the starts that have. Elsewhere they build,
 #: and end in one line before the first step.
-FITTING = {"rotation": ("digits_cnn", "images", "pretrain")}
+FITTING = {"rotation": ("digits_cnn", "digits_transfer", "images", "pretrain")}
 
 
 def fits(start: str, overlay: str) -> bool:
