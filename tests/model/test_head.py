@@ -81,7 +81,8 @@ def test_what_lies_above_the_kept_groups_is_drawn_anew_with_its_norms():
     assert not any(torch.equal(after[n], before[n]) for n in before if n not in kept)
     assert torch.equal(model[4].running_mean, torch.zeros(8))
     assert model[4].num_batches_tracked == 0
-    assert model[3].weight.std().item() == pytest.approx((2 / 36) ** 0.5, rel=0.2)  # He, for the ReLU
+    he = (2 / 36) ** 0.5  # for the ReLU
+    assert model[3].weight.std().item() == pytest.approx(he, rel=0.2)
 
 
 def test_keeping_nothing_draws_everything_and_keeping_all_only_the_head():
