@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from stablelightning.callbacks.before import BeforeTraining
-from stablelightning.callbacks.freeze_groups import Groups, complete_optimizers, some
+from stablelightning.callbacks.freeze_groups import Groups, complete_optimizers, some, tell_of_idle
 from stablelightning.callbacks.training_length import training_epochs, training_steps
 from stablelightning.callbacks.wrapping import forget_compiled, refuse_fixed, renew_wrapper
 from stablelightning.errors import CheckpointError, RecipeError, StableLightningWarning
@@ -183,6 +183,7 @@ class Freezing(BeforeTraining):
         # Norms wait: Lightning warns of modules in eval when training starts.
         self._wrapped = len(self.found)
         self._freeze(trainer, pl_module, norms=False)
+        tell_of_idle(trainer.optimizers, name=type(self).__name__)
         if len(self.found) == 1:
             _say(
                 f"{type(self).__name__} finds a single group in {type(pl_module).__name__} "

@@ -143,6 +143,26 @@ def complete_optimizers(
     return list(missing)
 
 
+def tell_of_idle(optimizers: Sequence[Optimizer], *, name: str) -> None:
+    """Say which of several optimizers has nothing to train, once groups are frozen.
+
+    A generator whose network is frozen as a whole has a loss without a gradient where the other
+    network is toggled off, and torch's own message does not say why.
+
+    Args:
+        optimizers: only read.
+        name: who has frozen, for the message.
+    """
+    held = [[p for group in o.param_groups for p in group["params"]] for o in optimizers]
+    idle = [i for i, inside in enumerate(held) if not any(p.requires_grad for p in inside)]
+    if idle and len(held) > 1:
+        rank_zero_info(
+            f"{name}: optimizer {some([str(i) for i in idle])} of {len(held)} has nothing to train "
+            "yet, and a loss of its parameters alone no gradient; to train a part of each network "
+            "from the start, name a part of each in the last of groups=[...]."
+        )
+
+
 def some(names: Sequence[str]) -> str:
     """A few names for a message, and how many more there are.
 

@@ -504,6 +504,12 @@ def test_two_optimizers_that_are_toggled():
     assert watch.moved[5::6] == [GROUPS[-count:] for count in (1, 2, 3, 4)]
 
 
+def test_a_plan_tells_of_an_optimizer_without_anything_to_train(caplog):
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        quiet_trainer(UnfreezeGradually(), max_epochs=1).fit(made(TwoOptimizers))
+    assert any("optimizer 0 of 2 has nothing to train yet" in said for said in caplog.messages)
+
+
 def test_a_second_fit_begins_anew():
     plan = UnfreezeGradually()
     for _ in range(2):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from stablelightning.callbacks.freeze_groups import Groups, complete_optimizers, some
+from stablelightning.callbacks.freeze_groups import Groups, complete_optimizers, some, tell_of_idle
 from stablelightning.errors import RecipeError
 from stablelightning.model.depth import depth_groups
 from tests.callbacks.frozen import GROUPS, Deep, made
@@ -82,3 +82,17 @@ def test_nothing_is_missing_where_there_is_no_optimizer():
 def test_a_few_names():
     assert some(["a"]) == "a"
     assert some(list("abcdef")) == "a, b, c, d and 2 more"
+
+
+def test_one_of_two_optimizers_that_has_nothing_to_train_is_named(caplog):
+    generator, critic = nn.Linear(2, 2), nn.Linear(2, 1)
+    optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in (generator, critic)]
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        tell_of_idle(optimizers, name="Plan")
+        assert not caplog.messages
+        generator.requires_grad_(False)
+        tell_of_idle(optimizers[:1], name="Plan")
+        assert not caplog.messages
+        tell_of_idle(optimizers, name="Plan")
+    (said,) = caplog.messages
+    assert said.startswith("Plan: optimizer 0 of 2 has nothing to train yet")
