@@ -32,6 +32,10 @@ _HEADER_AT = struct.calcsize("<Q")
 _OBJECT = re.compile(r"GLOBAL ([\w.]+)")
 #: Where that unpickler begins to say what happened.
 _SAID = "WeightsUnpickler error: "
+#: What ends a sentence, and begins torch's advice about what it does not know to be cut off.
+_SENTENCE = re.compile(r"\.\s")
+#: The one protocol in which torch writes, by the second byte of a pickle that begins with b"\x80".
+_PROTOCOL = 2
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,16 @@ def read_weights(path: str | os.PathLike[str]) -> WeightsFile:
         ) from error
     if begin[_HEADER_AT:] == b"{" and not begin.startswith(_TORCH_BEGINS):
         return _safetensors(path)
+    if not begin:
+        raise CheckpointError(
+            f"a weights file must be whole, and {path.name} is empty; copy or fetch it again."
+        )
+    if begin[:1] == b"\x80" and len(begin) > 1 and begin[1] != _PROTOCOL:
+        raise CheckpointError(
+            f"weights must be safetensors or what torch.save wrote, and {path.name} is a plain "
+            "pickle, which could run code and was not read; save model.state_dict() by torch.save "
+            "where the file comes from."
+        )
     if not begin.startswith(_TORCH_BEGINS):
         raise CheckpointError(
             f"weights must be safetensors or what torch.save wrote, and {path.name} begins like "
@@ -239,7 +253,7 @@ def _checked(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     said = str(error).rpartition(_SAID)[2].strip() or type(error).__name__
-    reason = said.splitlines()[0][:200]
+    reason = _SENTENCE.split(said.splitlines()[0])[0][:200].rstrip(".")
     return CheckpointError(
         f"a weights file must be whole, and {path.name} cannot be read ({reason}); it may be cut "
         "off: copy or fetch it again."

@@ -15,8 +15,6 @@ from stablelightning.model.weights_report import LoadReport, Reshaped
 
 #: What ``torch.compile`` puts into the names of what it wraps.
 _COMPILED = "_orig_mod."
-#: Names of a layer's weight and bias.
-_ONE_LAYER = 2
 #: Prefixes that are tried in full; those that most names share come first.
 _TRIED = 8
 
@@ -248,13 +246,18 @@ def _prefixes(tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> t
         rest = {n.removeprefix(off): v for n, v in tensors.items() if n.startswith(off)}
         pairs += [(off, scope) for scope in _ends_in(targets, rest)]
     for off, scope in pairs:
-        # Two layers of a file fit somewhere in any model, if only what is around them is left out.
-        if off and scope and sum(name.startswith(scope) for name in targets) <= _ONE_LAYER:
+        # One layer of a file fits somewhere in any model, if only what is around it is left out.
+        if off and scope and _is_one_layer(scope, targets):
             continue
         agreement = _agreement(tensors, targets, off, scope)
         if agreement > most:
             best, most = (off, scope), agreement
     return best
+
+
+def _is_one_layer(scope: str, targets: Mapping[str, Tensor]) -> bool:
+    """Whether a layer holds all below a prefix: a weight and a bias, or those of a norm."""
+    return len({name.rpartition(".")[0] for name in targets if name.startswith(scope)}) == 1
 
 
 def _ends_in(names: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> list[str]:

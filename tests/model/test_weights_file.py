@@ -296,7 +296,7 @@ def test_code_in_a_file_is_refused_and_never_executed(tmp_path, source, how, nam
     path = written_by(tmp_path / name, content, how)
     net = Net()
     before = copy.deepcopy(net.state_dict())
-    with pytest.raises(CheckpointError, match=r"could run code and was not made|cannot be read"):
+    with pytest.raises(CheckpointError, match=r"which could run code and was not"):
         load_weights(net, path)
     assert not marker.exists()
     assert same(net.state_dict(), before)
@@ -348,6 +348,38 @@ def test_what_is_no_weights_file_is_refused(tmp_path, content):
     with pytest.raises(CheckpointError) as refused:
         read_weights(tmp_path / "net.pt")
     assert "\n" not in str(refused.value)
+
+
+def test_an_empty_file_is_called_empty(tmp_path):
+    (tmp_path / "net.pt").touch()
+    with pytest.raises(CheckpointError, match=r"net\.pt is empty"):
+        read_weights(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_a_plain_pickle_is_not_called_cut_off(tmp_path, protocol):
+    path = tmp_path / "net.pkl"
+    path.write_bytes(pickle.dumps({"w": Marker(tmp_path / "marker")}, protocol=protocol))
+    with pytest.raises(CheckpointError, match=r"plain pickle, which could run code") as refused:
+        read_weights(path)
+    assert "cut off" not in str(refused.value)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_what_torch_says_of_a_truncated_file_ends_with_a_sentence(tmp_path, source):
+    path = saved(tmp_path, dict(source.state_dict()))
+    path.write_bytes(path.read_bytes()[:600])
+    with pytest.raises(CheckpointError, match=r"central directory\); it may be cut off"):
+        read_weights(path)
+
+
+def test_another_model_is_refused_by_its_own_name(tmp_path):
+    """A norm of the file fits any norm of the model by the count of its batches alone."""
+    file = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Linear(6, 2))
+    state = {name.replace("1.", "bn1."): v for name, v in file.state_dict().items()}
+    net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), nn.Linear(4, 2))
+    with pytest.raises(CheckpointError, match="of Sequential below its head"):
+        load_weights(net, saved(tmp_path, state))
 
 
 def test_a_lying_header_is_refused(tmp_path):
