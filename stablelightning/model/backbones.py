@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -94,6 +95,7 @@ def backbone(
         raise RecipeError(
             "keep_layers goes with a new head, got num_outputs=null; set num_outputs."
         )
+    name = os.fspath(name) if isinstance(name, os.PathLike) else name
     given = dict(settings or {})
     if not _NOT_SETTINGS.isdisjoint(given):
         raise RecipeError(
@@ -155,7 +157,7 @@ def _by_name(model: LibraryModel, weights: str | None, settings: Mapping[str, An
 
 
 def _read(weights: str, tags: tuple[str, ...]) -> WeightsFile:
-    if not _is_file(weights):
+    if not isinstance(weights, str | os.PathLike) or not _is_file(weights):
         others = ", ".join(("null", "'pretrained'", *tags))
         raise CheckpointError(
             f"weights must be {others} or a file that exists, got {weights!r}; check the path."

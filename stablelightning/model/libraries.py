@@ -254,7 +254,8 @@ def _fetching(name: str, place: str) -> Iterator[None]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"the pretrained weights of {name} are fetched from {place}, and that failed "
-            f"({reason}); without a network, fetch the file elsewhere and pass weights=ITS_PATH."
+            f"({reason}); without a network, fetch the file elsewhere and pass weights=ITS_PATH "
+            "(in a recipe: --model.network.weights ITS_PATH)."
         ) from error
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 import socket
+from pathlib import Path
 from urllib.error import URLError
 
 import pytest
@@ -356,6 +357,19 @@ MLP_HERE = {
         "activation": {"class_path": "torch.nn.GELU"},
     },
 }
+
+
+@pytest.mark.parametrize("weights", [3, True, ["a.pth"]])
+def test_weights_of_another_kind_are_refused_in_words(weights):
+    with pytest.raises(CheckpointError, match="a file that exists, got"):
+        backbone("resnet18", weights=weights)
+
+
+def test_a_path_is_as_good_as_its_text(tmp_path):
+    source = tiny()
+    said = {"class_path": OURS, "init_args": {"name": TINY_VIT, "settings": TINY}}
+    path = described(tmp_path / "a.safetensors", said, source)
+    assert same(body(backbone(Path(path))), body(source))
 
 
 def test_a_file_that_says_what_it_is(tmp_path):
