@@ -45,7 +45,7 @@ SPLIT, VALIDATION_SHARE, TEST_SHARE = 0, 0.25, 0.5
 ORIENTATIONS = 8
 
 #: Of the pretraining: epochs, images of a batch, learning rate.
-PRETRAINING = (20, 32, 1e-2)
+PRETRAINING = (40, 32, 1e-2)
 
 EPOCHS, BATCH = 40, 10
 
@@ -100,7 +100,7 @@ class FewDigits(DigitsData):
 def oriented(batch: Any) -> tuple[Tensor, Tensor]:
     """Every image, leaning and moved a little, in eight orientations, each with its own label."""
     inputs, target = batch
-    inputs = random_crops(inputs, area=(0.7, 1.0), rotation=12.0)
+    inputs = random_crops(inputs, area=(0.5, 1.0), rotation=20.0)
     turned = [torch.rot90(inputs, quarter, (2, 3)) for quarter in range(4)]
     images = [*turned, *(image.flip(3) for image in turned)]
     labels = [target * ORIENTATIONS + number for number in range(ORIENTATIONS)]

@@ -1,8 +1,10 @@
 """Two classes with 100 images each, for a network that knows the other eight.
 
-The pairs are the classes in their order, two by two, so that each class is in one: nobody chose
-them. One network of each pair serves all seeds: what differs between seeds is which 100 images of
-a class there are, the head's weights and the order of the batches.
+Three pairs of neighbours in the order of the classes' names, whose kin is mostly left out with
+them, and two pairs of classes five places apart, a vehicle and an animal each, as in the textbook,
+where the two are of different kinds and both have kin among the eight. One network of each pair
+serves all seeds: what differs between seeds is which 100 images of a class there are, the head's
+weights and the order of the batches.
 """
 
 import time
@@ -20,7 +22,7 @@ from stablelightning.model.head import remove_head
 from tests.benchmarks.transfer.arms import TUNING_SEEDS, compare, cut, table_of
 from tests.benchmarks.transfer.cifar import CifarData, folder_of, images
 from tests.benchmarks.transfer.paired import interval
-from tests.benchmarks.transfer.plans import FULL, HEAD, PLANS, SCRATCH
+from tests.benchmarks.transfer.plans import FULL, PLANS, SCRATCH
 from tests.benchmarks.transfer.record import Job, Run
 from tests.benchmarks.transfer.training import (
     classifier,
@@ -35,7 +37,7 @@ TITLE = "Two classes with 100 images each, after the eight others"
 NEEDS_ROOT = True
 
 CLASSES = 10
-PAIRS = tuple((first, first + 1) for first in range(0, CLASSES, 2))
+PAIRS = ((2, 3), (6, 7), (0, 1), (0, 5), (1, 6))
 
 #: Training images of each of the two classes.
 LABELS = 100
@@ -49,8 +51,8 @@ PRETRAINING = (12, 128, 0.2)
 #: Passes over the labelled images, in epochs of ten passes.
 EPOCHS, COPIES, BATCH = 5, 10, 40
 
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
-ARMS = (SCRATCH, HEAD, FULL)
+#: To be tried; of full fine-tuning it is the head's, ten times that of the rest.
+ARMS = {SCRATCH: (5e-4, 1e-3, 3e-3), FULL: (3e-3, 1e-2, 3e-2)}
 
 
 def others(pair: Sequence[int]) -> list[int]:
@@ -111,9 +113,8 @@ def measure(run: Run) -> dict[str, Any]:
     cases = {f"{names[a]}, {names[b]}": {"root": root, "pair": [a, b]} for a, b in PAIRS}
     jobs = {f"pretrain without {name}": Job(pretrain, case) for name, case in cases.items()}
     made = run.all(jobs)
-    arms = dict.fromkeys(ARMS, RATES)
     # One seed is enough where every rate is tried on all pairs.
-    found = compare(run, train, arms=arms, cases=cases, tuning_seeds=TUNING_SEEDS[:1])
+    found = compare(run, train, arms=ARMS, cases=cases, tuning_seeds=TUNING_SEEDS[:1])
     return found | {"pretraining": made, "bound": BOUND}
 
 
