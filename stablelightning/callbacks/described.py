@@ -109,9 +109,8 @@ def _class(what: str, path: str, base: type[_Kind]) -> type[_Kind]:
         same = {kind.__qualname__: kind for kind in _subclasses(base)}
         found = same.get(name)
     if not inspect.isclass(found) or not issubclass(found, base):
-        raise RecipeError(
-            f"{what} must be a {base.__name__}, got {path!r}; write its whole dotted path."
-        )
+        remedy = "name one that is" if module else "write its whole dotted path"
+        raise RecipeError(f"{what} must be a {base.__name__}, got {path!r}; {remedy}.")
     return found
 
 
