@@ -62,14 +62,17 @@ class LoadReport:
         return beside <= set(self.head)
 
     def summary(self) -> str:
-        """One line: the share, and the first keys that found no place."""
+        """One line: the share, and the first keys below the head that found no place."""
+        reshaped = [r for r in self.reshaped if r.name not in self.head]
         kinds = {
-            "missing": self.missing,
-            "unexpected": self.unexpected,
-            "of another shape": [f"{n} ({a}, not {b})" for n, a, b in self.reshaped],
+            "missing": [key for key in self.missing if key not in self.head],
+            "unexpected": [key for key in self.unexpected if key not in self.head],
+            "of another shape": [f"{n} ({a}, not {b})" for n, a, b in reshaped],
         }
-        told = "; ".join(f"{kind}: {_first(keys)}" for kind, keys in kinds.items() if keys)
-        return f"{self._fits()} ({told})" if told else self._fits()
+        told = [f"{kind}: {_first(keys)}" for kind, keys in kinds.items() if keys]
+        if {*self.missing, *(r.name for r in self.reshaped)} & set(self.head):
+            told.append("the head keeps its own weights")
+        return f"{self._fits()} ({'; '.join(told)})" if told else self._fits()
 
     def __str__(self) -> str:
         lines = [self._fits()]

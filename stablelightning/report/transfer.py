@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 _WIDTH, _HEIGHT = 6.4, 3.6
 #: Longer names of groups are written at an angle.
 _LEVEL = 8
+#: Of the axis, a span whose name is written in two lines.
+_NARROW = 0.2
 
 
 def probe_curve(profile: ProbeProfile, choice: TransferChoice | None = None) -> "Figure":
@@ -86,9 +88,15 @@ def _mark(axes: Any, choice: TransferChoice) -> None:
         if end <= start:
             continue
         last = min(float(end), choice.groups - 0.3)
+        # A narrow span has no room for its name beside that of the next.
+        broken = (
+            name.replace(" ", "\n").replace(",", "")
+            if last - start < _NARROW * choice.groups
+            else name
+        )
         axes.axvspan(start, last, color=colour, alpha=0.12, linewidth=0)
         axes.text(
-            *((start + last) / 2, 1.0, name),
+            *((start + last) / 2, 1.0, broken),
             transform=axes.get_xaxis_transform(),
             ha="center",
             va="bottom",

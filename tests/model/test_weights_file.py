@@ -15,6 +15,7 @@ from stablelightning.errors import CheckpointError, ModelError, RecipeError
 from stablelightning.model.defaults import default_parameters
 from stablelightning.model.loaded import loaded_parameters
 from stablelightning.model.weights_file import WeightsFile, load_file, load_weights, read_weights
+from stablelightning.model.weights_report import LoadReport, Reshaped
 
 safetensors = pytest.importorskip("safetensors.torch")
 
@@ -526,3 +527,20 @@ def test_the_state_dict_and_the_file_hold_no_trace_of_it():
     load_file(net, WeightsFile("fresh.pt", dict(Net().state_dict())))
     assert list(net.state_dict()) == names
     torch.save(net.state_dict(), io.BytesIO())
+
+
+def test_a_head_of_its_own_is_no_fault_of_the_file():
+    report = LoadReport(
+        "a.pt",
+        "Net",
+        ("w",),
+        ("fc.bias",),
+        (),
+        (Reshaped("fc.weight", "9 x 2", "3 x 2"),),
+        share=1.0,
+        head=("fc.weight", "fc.bias"),
+    )
+    assert (
+        report.summary() == "a.pt fits 100% of Net below its head (the head keeps its own weights)"
+    )
+    assert "fc.bias (head)" in str(report)
