@@ -1,8 +1,8 @@
 """Two classes with 100 images each, for a network that knows the other eight.
 
-Three pairs of neighbours in the order of the classes' names, whose kin is mostly left out with
-them, and two pairs of classes five places apart, a vehicle and an animal each, as in the textbook,
-where the two are of different kinds and both have kin among the eight. One network of each pair
+Three pairs of neighbours in the order of the names, whose nearest kin is left out with them, and
+two pairs five places apart, a vehicle and an animal each, which were added once the former had been
+seen to be hard. Rates are tuned for each pair, on its validation images. One network of each pair
 serves all seeds: what differs between seeds is which 100 images of a class there are, the head's
 weights and the order of the batches.
 """
@@ -19,9 +19,9 @@ from stablelightning.callbacks.pretrain import PretrainFirst
 from stablelightning.model.backbone_file import save_backbone
 from stablelightning.model.depth import depth_groups
 from stablelightning.model.head import remove_head
-from tests.benchmarks.transfer.arms import TUNING_SEEDS, compare, cut, table_of
+from tests.benchmarks.transfer.arms import TUNING_SEEDS, compare, cut, flat
 from tests.benchmarks.transfer.cifar import CifarData, folder_of, images
-from tests.benchmarks.transfer.paired import interval
+from tests.benchmarks.transfer.paired import differences, interval
 from tests.benchmarks.transfer.plans import FULL, PLANS, SCRATCH
 from tests.benchmarks.transfer.record import Job, Run
 from tests.benchmarks.transfer.training import (
@@ -113,24 +113,40 @@ def measure(run: Run) -> dict[str, Any]:
     cases = {f"{names[a]}, {names[b]}": {"root": root, "pair": [a, b]} for a, b in PAIRS}
     jobs = {f"pretrain without {name}": Job(pretrain, case) for name, case in cases.items()}
     made = run.all(jobs)
-    # One seed is enough where every rate is tried on all pairs.
-    found = compare(run, train, arms=ARMS, cases=cases, tuning_seeds=TUNING_SEEDS[:1])
-    return found | {"pretraining": made, "bound": BOUND}
+    found = {
+        name: compare(run, train, arms=ARMS, cases={name: case}, tuning_seeds=TUNING_SEEDS[:1])
+        for name, case in cases.items()
+    }
+    return {
+        "rates": {arm: {name: own["rates"][arm] for name, own in found.items()} for arm in ARMS},
+        "validation": {name: own["validation"] for name, own in found.items()},
+        "errors": {arm: {n: own["errors"][arm][n] for n, own in found.items()} for arm in ARMS},
+        "pretraining": made,
+        "bound": BOUND,
+    }
 
 
 def table(result: dict[str, Any]) -> str:
-    """The arms over all pairs, then pair by pair, and whether enough of the error is gone."""
-    errors = result["errors"]
-    arms = [arm for arm in errors if arm != SCRATCH]
-    lines = [table_of(result), "", f"| pair | {' | '.join(errors)} | cut by the best |"]
-    lines.append("|---" * (len(errors) + 2) + "|")
-    for case in errors[SCRATCH]:
-        means = [f"{interval(errors[arm][case])}" for arm in errors]
-        best = max(cut({case: errors[a][case]}, {case: errors[SCRATCH][case]}) for a in arms)
-        lines.append(f"| {case} | {' | '.join(means)} | {best:.0%} |")
-    # The validation images say which arm speaks for transfer, not the test images.
-    name = min(arms, key=lambda arm: min(result["validation"][arm].values()))
-    gone = cut(errors[name], errors[SCRATCH])
+    """Pair by pair and all together, and whether enough of the error is gone."""
+    scratch, full = (result["errors"][arm] for arm in (SCRATCH, FULL))
+    lines = [
+        "| pair | from scratch: test error, % | pretrained, % | less, points | error cut by |",
+        "|---|---|---|---|---|",
+        *(_line(name, scratch[name], full[name]) for name in scratch),
+        _line("all", flat(scratch), flat(full)),
+    ]
+    gone = cut(full, scratch)
+    least = interval([cut({"": full[name]}, {"": scratch[name]}) for name in scratch])
     verdict = "met" if gone >= BOUND else "missed"
-    lines += ["", f"Error cut by {gone:.0%} ({name}; asked: {BOUND:.0%}; {verdict})."]
+    lines += [
+        "",
+        f"Error cut by {gone:.0%} (asked: {BOUND:.0%}; {verdict}); "
+        f"mean of the pairs {least.mean:.0%} [{least.low:.0%}, {least.high:.0%}].",
+    ]
     return "\n".join(lines)
+
+
+def _line(name: str, scratch: Sequence[float], full: Sequence[float]) -> str:
+    gone = 1 - sum(full) / sum(scratch)
+    less = differences(scratch, full)
+    return f"| {name} | {interval(scratch)} | {interval(full)} | {less} | {gone:.0%} |"

@@ -43,7 +43,7 @@ BOUND = 5.0
 
 #: What each objective is made by, its epochs, its batch size and its learning rate.
 OBJECTIVES: dict[str, tuple[Callable[..., Pretraining], int, int, float]] = {
-    "autoencoder": (DenoisingAutoencoder, 10, 128, 2e-3),
+    "autoencoder": (DenoisingAutoencoder, 6, 128, 2e-3),
     "rotation": (RotationPrediction, 10, 64, 3e-3),
     "contrastive": (partial(SimCLR, temperature=0.2), 8, 256, 3e-3),
 }
