@@ -36,6 +36,9 @@ _SPEAKERS = (
     "lightning.pytorch.utilities.rank_zero",
     "lightning.fabric.utilities.rank_zero",
     "lightning.fabric.utilities.distributed",
+    # Of the stand-alone packages, which take over what both share once they are imported.
+    "pytorch_lightning.utilities.rank_zero",
+    "lightning_fabric.utilities.rank_zero",
 )
 _OURS = "Pretraining: "
 #: Lines of progress in a whole training.

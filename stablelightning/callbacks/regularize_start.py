@@ -58,6 +58,7 @@ class RegularizeToStart(RegularizeWeights):
         :math:`\alpha` and :math:`\beta`); Parikh, Boyd 2014, Proximal Algorithms, section 6.1.1.
 
     Example:
+        >>> import torch
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
         >>> model = BoringModel()
         >>> start = model.layer.weight.detach().clone()

@@ -246,6 +246,9 @@ def _places(name: str, known: list[str]) -> list[str]:
     ours = [f"{slot.key}.{own}" for slot in SLOTS for own in parameters(slot.callback)]
     last = {key: key.rpartition(".")[2] for key in (*known, *ours)}
     places = [key for key, own in last.items() if f"_{name}_" in f"_{own}_"]
+    if len(places) > _FEW_PLACES:  # what stands deep in a recipe is asked for by its place
+        shallow = min(key.count(".") for key in places)
+        places = [key for key in places if key.count(".") == shallow]
     return places if len(name) > _SHORT and len(places) <= _FEW_PLACES else []
 
 

@@ -32,7 +32,8 @@ def test_the_whole_way_round(in_process, tmp_path, capsys):
         "plots",
         "summary.json",
     }
-    assert [path.name for path in (first / "plots").iterdir()] == ["pretraining.png"]
+    # A busy machine measures latency for more than one batch size, and draws that as well.
+    assert "pretraining.png" in {path.name for path in (first / "plots").iterdir()}
     assert f"--stable.pretrain.weights={first / 'backbone.safetensors'}" in said
     assert "explained variance" in said
     summary = json.loads((first / "summary.json").read_text())

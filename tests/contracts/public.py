@@ -87,7 +87,7 @@ PROBERS = {"ChooseTransfer"}
 PRETRAINERS = {"PretrainFirst"}
 
 #: Callbacks that need Lightning's automatic optimization, and say so around any other module.
-AUTOMATIC = {"FindLearningRate", "HalveLearningRate", "SelectActivation"}
+AUTOMATIC = {"ChooseTransfer", "FindLearningRate", "HalveLearningRate", "SelectActivation"}
 
 #: Callbacks that say so where a model does not log what they follow.
 FOLLOWERS = {"MeasureGap", "StopEarly"}
