@@ -33,7 +33,7 @@ def floors() -> list[list[str]]:
     """The layers from the top, each with the packages that share it."""
     tool = tomllib.loads(_PYPROJECT.read_text(encoding="utf-8"))["tool"]["importlinter"]
     (contract,) = (c for c in tool["contracts"] if c["type"] == "layers")
-    return [[name.strip(" ()") for name in layer.split("|")] for layer in contract["layers"]]
+    return [[name.strip() for name in layer.split("|")] for layer in contract["layers"]]
 
 
 def draw() -> Figure:
