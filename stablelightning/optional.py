@@ -4,6 +4,7 @@ from importlib import import_module
 from types import ModuleType
 
 from stablelightning.errors import MissingPackageError
+from stablelightning.words import reason_of
 
 
 def require(name: str, *, extra: str) -> ModuleType:
@@ -36,7 +37,7 @@ def require(name: str, *, extra: str) -> ModuleType:
 
 
 def _broken(package: str, extra: str, error: Exception) -> MissingPackageError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = reason_of(error)
     return MissingPackageError(
         f"{package} is installed but its import fails ({reason}); "
         f"pip install --force-reinstall 'stablelightning[{extra}]' brings a build that fits torch."

@@ -19,6 +19,8 @@ _SAYS = {
     "callbacks": "when",
     "data": "LightningDataModules",
     "report": "numbers, plots, W&B",
+    "metrics": "torchmetrics",
+    "calibration": "fitted corrections",
     "model": "tools that act on a whole model",
     "nn": "modules",
     "functional": "tensors in, tensors out",
@@ -26,6 +28,7 @@ _SAYS = {
     "files": "written whole",
     "checks": "of settings",
     "errors": "one tree",
+    "words": "of messages",
 }
 
 

@@ -16,6 +16,7 @@ from stablelightning.callbacks.shards import is_sharded
 from stablelightning.errors import ModelError, StableLightningWarning
 from stablelightning.model.backbone_file import FILE_NAME, save_backbone
 from stablelightning.optional import require
+from stablelightning.words import reason_of
 
 
 class SaveBackbone(StableCallback):
@@ -87,7 +88,7 @@ class SaveBackbone(StableCallback):
         try:
             self.path = self._write(trainer, pl_module)
         except Exception as error:  # a training that is over must not fail at its file
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = reason_of(error)
             _warn(reason)
             return
         rank_zero_info(f"Backbone: {self.path}")

@@ -27,6 +27,7 @@ from stablelightning.model.redraw import redraw
 from stablelightning.model.transfer_choice import TransferChoice, choose_transfer, labels_for_each
 from stablelightning.report.transfer import probe_curve
 from stablelightning.report.wandb import log_figure, log_table
+from stablelightning.words import reason_of
 
 #: What a module remembers, so that a second ``fit`` does not draw anew what was trained since.
 _MARK = "_stable_transfer"
@@ -232,7 +233,7 @@ class ChooseTransfer(Freezing):
 
     def _fall_back(self, failure: Exception) -> None:
         self.choice, self.profile, self.raced = None, None, []
-        said = str(failure).strip().partition("\n")[0] or type(failure).__name__
+        said = reason_of(failure)
         self.reason = f"nothing could be probed ({said}), so one group more is opened each epoch"
         rank_zero_warn(f"{type(self).__name__}: {self.reason}.", category=StableLightningWarning)
 

@@ -32,6 +32,7 @@ from stablelightning.report.diagnosis import (
 )
 from stablelightning.report.page import write_diagnosis
 from stablelightning.report.wandb import log_figure, log_table
+from stablelightning.words import some
 
 _log = logging.getLogger(__name__)
 
@@ -199,9 +200,8 @@ class ConsultDoctor(ChangesStructure):
 def _named(diagnosis: Diagnosis) -> str:
     """The worst findings by code and place."""
     errors = [f for f in diagnosis.findings if f.severity == "error"]
-    said = [f"{f.code}{f' at {f.module}' if f.module else ''}" for f in errors[:_NAMED]]
-    more = f" and {len(errors) - _NAMED} more" if len(errors) > _NAMED else ""
-    return ", ".join(said) + more
+    said = [f"{f.code}{f' at {f.module}' if f.module else ''}" for f in errors]
+    return some(said, _NAMED)
 
 
 def _follow_the_first(trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -19,6 +19,7 @@ from stablelightning.model.inputs import arguments_of
 from stablelightning.model.materialize import quiet_eval
 from stablelightning.model.rows import count_rows
 from stablelightning.model.step import TrainingStep
+from stablelightning.words import reason_of
 
 #: Rows that are run: the order of layers does not depend on them, and batch norm needs two.
 _ROWS = 2
@@ -72,7 +73,7 @@ def example_run(trainer: L.Trainer, pl_module: L.LightningModule) -> Callable[[]
         except Exception as error:  # whatever a forward raises that was written for other batches
             failures.append(error)
     first = failures[0] if failures else ModelError("it has no forward and no training_step")
-    reason = str(first).strip().partition("\n")[0] or type(first).__name__
+    reason = reason_of(first)
     raise DataError(
         f"{type(pl_module).__name__} must run on a batch of its training data, and did not "
         f"({reason}); give it a method inputs_and_target(batch)."

@@ -29,6 +29,7 @@ from stablelightning.model.fold import fold_batch_norm
 from stablelightning.model.latency import LatencyReport, measure_latency
 from stablelightning.model.modules import detached_copy
 from stablelightning.report.wandb import log_table
+from stablelightning.words import reason_of
 
 _log = logging.getLogger(__name__)
 
@@ -186,7 +187,7 @@ class ExportModel(StableCallback):
 
 
 def _step_aside(error: Exception) -> None:
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    reason = reason_of(error)
     _log.debug("the export failed", exc_info=error)
     _warn(reason)
 

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from stablelightning.callbacks.before import BeforeTraining
-from stablelightning.callbacks.freeze_groups import Groups, complete_optimizers, some, tell_of_idle
+from stablelightning.callbacks.freeze_groups import Groups, complete_optimizers, tell_of_idle
 from stablelightning.callbacks.training_length import training_epochs, training_steps
 from stablelightning.callbacks.wrapping import forget_compiled, refuse_fixed, renew_wrapper
 from stablelightning.errors import CheckpointError, RecipeError, StableLightningWarning
@@ -21,6 +21,7 @@ from stablelightning.functional.discriminative import decayed_factors, sliced_ra
 from stablelightning.model.depth import DepthGroup
 from stablelightning.model.discriminative import factors_for, split_groups_
 from stablelightning.model.freeze import open_last, release_norms, trainable_parameters
+from stablelightning.words import some
 
 
 @dataclass(frozen=True)

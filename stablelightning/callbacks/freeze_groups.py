@@ -14,9 +14,7 @@ from stablelightning.errors import ModelError, RecipeError
 from stablelightning.model.depth import DepthGroup, depth_groups
 from stablelightning.model.freeze import without
 from stablelightning.model.membership import missing_parameters, take_in_
-
-#: Names in one message.
-_NAMED = 4
+from stablelightning.words import some
 
 
 class Groups:
@@ -161,17 +159,6 @@ def tell_of_idle(optimizers: Sequence[Optimizer], *, name: str) -> None:
             "yet, and a loss of its parameters alone no gradient; to train a part of each network "
             "from the start, name a part of each in the last of groups=[...]."
         )
-
-
-def some(names: Sequence[str]) -> str:
-    """A few names for a message, and how many more there are.
-
-    Example:
-        >>> some(["a", "b", "c", "d", "e"])
-        'a, b, c, d and 1 more'
-    """
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
 
 
 def _outside(groups: Sequence[str | Sequence[str]], exclude: Sequence[str]) -> list[str]:

@@ -26,6 +26,7 @@ from stablelightning.model.gap import Gap, advise_on_gap, dropout_rates
 from stablelightning.model.generators import preserved_generators
 from stablelightning.model.preserve import preserved
 from stablelightning.report.wandb import log_table
+from stablelightning.words import reason_of
 
 #: Augmentations and other draws are the same at every measurement.
 _SEED = 0
@@ -173,7 +174,7 @@ class MeasureGap(StableCallback):
             failure = error
         failure = anyones_failure(trainer, failure)
         if failure is not None:
-            said = str(failure).strip().partition("\n")[0] or type(failure).__name__
+            said = reason_of(failure)
             self._step_aside(said, cause=failure)
             return None
         summed = trainer.strategy.reduce(total.float().to(pl_module.device), reduce_op="sum")

@@ -30,6 +30,7 @@ from stablelightning.model.unit_record import STARTING_LOOKS
 from stablelightning.model.weight_watch import Before
 from stablelightning.report.monitor import gradient_heat_map
 from stablelightning.report.wandb import log_figure, log_table
+from stablelightning.words import some
 
 _log = logging.getLogger(__name__)
 
@@ -284,9 +285,7 @@ class MonitorSignals(StableCallback):
             first, *others = (alarm for alarm in reading.alarms if alarm.code == code)
             message = f"MonitorSignals at step {reading.step}, {code}: {first.message}"
             if others:
-                names = ", ".join(alarm.layer for alarm in others[:_NAMED])
-                more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
-                message += f" The same in {names}{more}."
+                message += f" The same in {some([alarm.layer for alarm in others], _NAMED)}."
             rank_zero_warn(message, category=StableLightningWarning)
         loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
         columns = ["step", "code", "layer", "message"]

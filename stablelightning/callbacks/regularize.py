@@ -20,6 +20,7 @@ from stablelightning.functional.regularize import (
     unit_norms,
 )
 from stablelightning.model.unit_weights import UnitWeight, unit_weights
+from stablelightning.words import some
 
 #: Names of weights in one warning.
 _NAMED = 4
@@ -201,9 +202,8 @@ class LimitWeightNorm(RegularizeWeights):
         """Those whose slices are what flows into one unit."""
         units, left = unit_weights(model)
         if left:
-            more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
             rank_zero_warn(
-                f"LimitWeightNorm leaves {', '.join(left[:_NAMED])}{more} alone: a parametrization "
+                f"LimitWeightNorm leaves {some(left, _NAMED)} alone: a parametrization "
                 "makes the weight from it, and decides its norm.",
                 category=StableLightningWarning,
             )

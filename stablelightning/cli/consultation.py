@@ -23,6 +23,7 @@ from stablelightning.optional import require
 from stablelightning.report.diagnosis import print_diagnosis
 from stablelightning.report.page import write_diagnosis
 from stablelightning.report.section import print_section
+from stablelightning.words import reason_of
 
 #: One process, and no record as if of a run.
 _HERE = (
@@ -109,7 +110,7 @@ def _optimizer(model: L.LightningModule) -> tuple[Optimizer | None, Sequence[Any
         with undisturbed_generators(), examined():
             optimizers, schedulers = _init_optimizers_and_lr_schedulers(model)
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = reason_of(error)
         return None, [], [f"the optimizer could not be made without a run ({reason})"]
     first = next((o for o in optimizers if isinstance(o, Optimizer)), None)
     return first, schedulers, []

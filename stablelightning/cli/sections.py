@@ -17,6 +17,7 @@ from stablelightning.callbacks.monitor import MonitorSignals
 from stablelightning.report.activation import race_figure
 from stablelightning.report.monitor import gradient_heat_map
 from stablelightning.report.section import Section
+from stablelightning.words import reason_of
 
 if TYPE_CHECKING:
     from stablelightning.model.diagnosis import Diagnosis
@@ -83,7 +84,7 @@ def _made(names: Iterable[str], *arguments: Any) -> tuple[list[Section], list[st
         try:
             section = _maker(name)(*arguments)
         except Exception as error:  # a part that fails must not take the others along
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = reason_of(error)
             notes.append(f"there is no section on {name.rpartition('.')[2]} ({reason})")
             continue
         if section is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from lightning.pytorch.utilities import rank_zero_warn
 
 from stablelightning.errors import StableLightningWarning
+from stablelightning.words import some
 
 _TAIL = 1024  # bytes from which two images of one size in bytes are taken for possible copies
 _NAMED = 3  # pairs that a message names
@@ -77,8 +78,7 @@ def _short(file: str) -> str:
 
 
 def _named(pairs: list[str]) -> str:
-    more = f" and {len(pairs) - _NAMED} more" if len(pairs) > _NAMED else ""
-    return f"{len(pairs)}, namely {', '.join(pairs[:_NAMED])}{more}"
+    return f"{len(pairs)}, namely {some(pairs, _NAMED)}"
 
 
 def _warn(message: str) -> None:

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from stablelightning.data.photographs import trouble_with
 from stablelightning.errors import DataError, RecipeError, StableLightningWarning
+from stablelightning.words import some
 
 #: What is done about image files that cannot be read.
 Unreadable = Literal["refuse", "skip"]
@@ -60,16 +61,15 @@ def readable_files(files: Sequence[str], *, unreadable: Unreadable) -> list[str]
     bad = [file for file in doubtful if reasons[file] is not None]
     if not bad:
         return list(files)
-    named = ", ".join(f"{file} ({reasons[file]})" for file in bad[:_NAMED])
-    more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+    named = some([f"{file} ({reasons[file]})" for file in bad], _NAMED)
     if unreadable == "refuse":
         raise DataError(
             f"every image must be readable, got {len(bad)} of {len(files)} that cannot be: "
-            f"{named}{more}; repair or remove them, or leave them out by unreadable=skip "
+            f"{named}; repair or remove them, or leave them out by unreadable=skip "
             "(--data.unreadable=skip)."
         )
     rank_zero_warn(
-        f"Images that cannot be read are left out: {len(bad)} of {len(files)}, {named}{more}.",
+        f"Images that cannot be read are left out: {len(bad)} of {len(files)}, {named}.",
         category=StableLightningWarning,
     )
     return [file for file in files if reasons[file] is None]

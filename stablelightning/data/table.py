@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stablelightning.errors import DataError
 from stablelightning.optional import require
+from stablelightning.words import some
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
 _COLUMNS_SHOWN = 8
@@ -66,10 +67,9 @@ def check_columns(frame: Any, names: Sequence[str], *, role: str, source: str) -
         lowered = {column.lower(): column for column in columns}
         near = get_close_matches(name.lower(), lowered, n=1)
         hint = f"; did you mean {lowered[near[0]]!r}?" if near else "."
-        shown = ", ".join(columns[:_COLUMNS_SHOWN])
-        more = f" and {len(columns) - _COLUMNS_SHOWN} more" if len(columns) > _COLUMNS_SHOWN else ""
+        shown = some(columns, _COLUMNS_SHOWN)
         raise DataError(
-            f"{role} must be a column of {source}, got {name!r}{hint} Its columns: {shown}{more}."
+            f"{role} must be a column of {source}, got {name!r}{hint} Its columns: {shown}."
         )
 
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from stablelightning.functional.dropout import attention_with_dropout, dropout_from_integers
 from stablelightning.model.survey import TooLarge
+from stablelightning.words import reason_of
 
 #: Factories of uninitialised memory: what is then filled in place by a draw must have the axis.
 _EMPTY = frozenset({torch.empty, torch.empty_like, torch.Tensor.new_empty})
@@ -180,7 +181,7 @@ def vmapped(run: Callable[[], Any], marker: Tensor, *, out_of_place: bool = Fals
     except (CannotBatch, TooLarge):
         raise
     except Exception as error:  # vmap's, or of a forward that checks shapes by hand
-        raise CannotBatch(_first_line(error)) from error
+        raise CannotBatch(reason_of(error)) from error
     leaves = [
         next(tensors) if other is _TENSOR else _spread(other, len(marker)) for other in others
     ]
@@ -191,7 +192,3 @@ def _spread(leaf: Any, number: int) -> Any:
     if isinstance(leaf, bool | int | float):
         return torch.tensor([leaf] * number)
     return leaf
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

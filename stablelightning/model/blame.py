@@ -27,6 +27,7 @@ from stablelightning.model.suspects import (
     largest_gain,
     largest_gradient,
 )
+from stablelightning.words import reason_of
 
 #: The kinds of causes.
 POISONED = "poisoned batch"
@@ -119,7 +120,7 @@ def cause_of(
     except _OthersNeededError:
         found = None
     except Exception as error:  # whatever a step does that is run once more
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = reason_of(error)
         found = Cause(UNKNOWN, "", f"the step could not be run again ({reason})")
     if found is not None and found.kind != UNKNOWN:
         return found

@@ -30,6 +30,7 @@ from stablelightning.model.modules import modules_of
 from stablelightning.model.rows import count_rows
 from stablelightning.model.stochastic import StochasticModules, sampling_mode, stochastic_modules
 from stablelightning.optional import require
+from stablelightning.words import reason_of
 
 #: The same operations of torch, and those of another library.
 _TOLERANCE, _TOLERANCE_ONNX = 1e-5, 1e-4
@@ -352,7 +353,7 @@ def _in_onnxruntime(file: Path) -> Callable[[Any], list[Tensor]] | None:
 
 
 def _cannot(model: nn.Module, error: Exception) -> ModelError:
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    reason = reason_of(error)
     return ModelError(
         f"{type(model).__name__} must be one that torch.export can follow, and it raised "
         f"{type(error).__name__}: {reason}; export the network inside, or with "

@@ -9,6 +9,7 @@ from torch import Tensor
 from stablelightning.errors import ModelError, NothingRandomError
 from stablelightning.functional.fold import relative_difference
 from stablelightning.model.generators import preserved_generators
+from stablelightning.words import reason_of
 
 #: Seeds of the two sides: equal ones would hide that they draw in another order.
 _SEEDS = 0, 1
@@ -126,7 +127,7 @@ def _run(run: Run, inputs: Any) -> list[Tensor]:
     try:
         return run(inputs)
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = reason_of(error)
         raise ModelError(
             f"an export must run as the model does, and it raised {type(error).__name__}: {reason}."
         ) from error

@@ -30,6 +30,7 @@ from stablelightning.model.inputs import arguments_of, leading_inputs, tensors_i
 from stablelightning.model.modules import modules_of
 from stablelightning.model.stochastic import StochasticModules, sampling_mode, stochastic_modules
 from stablelightning.model.trace import Operation, Trace, watch
+from stablelightning.words import reason_of
 
 #: Largest difference of an output, over its largest absolute value, by precision.
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -205,7 +206,7 @@ def _folded(
             found = difference()
             why = "" if found <= 1.0 else _too_far(found)
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = reason_of(error)
             why = f"the model does not run without it ({reason})"
         if why:
             put_back()

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from stablelightning.errors import DataError, StableLightningError
 from stablelightning.model.modules import parameters_of
+from stablelightning.words import reason_of
 
 #: How deep to look for tensors in objects that are no containers.
 _NESTED = 3
@@ -89,7 +90,7 @@ def runner(model: nn.Module, example: Any) -> Callable[[], Any]:
         except StableLightningError:
             raise
         except Exception as error:  # whatever a forward raises
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = reason_of(error)
             raise DataError(
                 f"the example must fit the forward of {type(model).__name__}, which raised "
                 f"{type(error).__name__}: {reason}; pass inputs as the training loader does."

@@ -23,6 +23,7 @@ from stablelightning.model.preprocessing import (
 )
 from stablelightning.model.weights_file import WeightsFile, load_file
 from stablelightning.optional import require
+from stablelightning.words import reason_of
 
 #: Parts of torchvision whose models end in no classifier that could be replaced.
 _OTHER_TASKS = ("detection", "optical_flow", "quantization")
@@ -240,7 +241,7 @@ def _refused(name: str, settings: Mapping[str, Any]) -> Iterator[None]:
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         if not settings:
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise RecipeError(
             f"settings must be arguments of {name}, got {dict(settings)} ({reason})."
         ) from error
@@ -251,7 +252,7 @@ def _fetching(name: str, place: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # urllib, the hub's client and the disk each raise their own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise CheckpointError(
             f"the pretrained weights of {name} are fetched from {place}, and that failed "
             f"({reason}); without a network, fetch the file elsewhere and pass weights=ITS_PATH "

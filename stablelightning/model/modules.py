@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from stablelightning.errors import ModelError
+from stablelightning.words import reason_of
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
@@ -88,7 +89,7 @@ def detached_copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model, trainers)
     except Exception as error:  # locks, generators, tensors of a graph: each raises its own
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = reason_of(error)
         raise ModelError(
             f"{type(model).__name__} must be copied for this, and it cannot be ({reason}); keep "
             "what has no copies out of it."

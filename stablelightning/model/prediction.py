@@ -34,6 +34,13 @@ class Prediction:
         samples_used: number of samples drawn.
         engine: the engine that drew them, with the reason where ``auto`` chose it.
         samples: the samples themselves ``(T, ...)`` if they were kept, else ``None``.
+        sets: ``(N, C)`` bool, the classes that a conformal set holds; ``None`` without one.
+        lower: ``(N, ...)`` lower end of an interval that was calibrated, in target units.
+        upper: its upper end.
+        level: the share of rows that the sets or intervals promise to hold, in (0, 1).
+        answered: ``(N,)`` bool, False where the model abstains; ``None`` if nobody decided.
+        reason: ``(N,)`` int64, why it abstains; see :attr:`reasons`.
+        corrected: what was done to it since it was sampled, in order, such as ``"temperature"``.
 
     Source:
         Depeweg et al. 2018, arXiv:1710.07283 (the split); Gal 2016, PhD thesis, section 3.3
@@ -58,6 +65,13 @@ class Prediction:
     engine: str
     variation_ratio: Tensor | None = None
     samples: Any = None
+    sets: Tensor | None = None
+    lower: Tensor | None = None
+    upper: Tensor | None = None
+    level: float | None = None
+    answered: Tensor | None = None
+    reason: Tensor | None = None
+    corrected: tuple[str, ...] = ()
 
     @property
     def predictive_entropy(self) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from stablelightning.errors import CheckpointError
 from stablelightning.files import written_whole
+from stablelightning.words import reason_of
 
 #: What a file of ours says that it is.
 _FORMAT = "stablelightning.sparse.1"
@@ -84,7 +85,7 @@ def load_sparse(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     except Exception as error:  # zip, pickle and the disk each raise their own
         raise CheckpointError(
             f"{path} must be a file that save_sparse wrote, and it cannot be read "
-            f"({_first_line(error)}); write it again."
+            f"({reason_of(error)}); write it again."
         ) from error
     if not isinstance(kept, dict) or kept.get("format") != _FORMAT:
         raise CheckpointError(
@@ -194,7 +195,3 @@ def _dense(value: Any, shape: list[int] | None) -> Any:
     dense = torch.zeros(value.shape, dtype=value.dtype)
     dense[rows, value.col_indices().long()] = value.values()
     return dense.view(shape)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

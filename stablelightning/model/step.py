@@ -14,6 +14,7 @@ from stablelightning.model.inputs import arguments_of
 from stablelightning.model.summarize import select_output
 from stablelightning.model.task import TASKS
 from stablelightning.nn.heads import Gaussian
+from stablelightning.words import reason_of
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -81,7 +82,7 @@ class TrainingStep:
         except StableLightningError as error:  # of ours: it says enough
             reason = str(error).rstrip(".")
         except Exception as error:  # whatever a step does without its trainer
-            reason = _first_line(error)
+            reason = reason_of(error)
         # A step that talks to its trainer cannot run without one; its forward can.
         if not _has_forward(self.model):
             raise DataError(
@@ -105,7 +106,7 @@ class TrainingStep:
         except Exception as error:
             raise DataError(
                 f"the batch must fit the forward of {type(self.model).__name__}, which raised "
-                f"{type(error).__name__}: {_first_line(error)}; pass (inputs, target) as the "
+                f"{type(error).__name__}: {reason_of(error)}; pass (inputs, target) as the "
                 "training loader gives them."
             ) from error
 
@@ -138,7 +139,7 @@ class TrainingStep:
         except Exception as error:
             raise DataError(
                 "the loss must fit the output and the target of the batch, and raised "
-                f"{type(error).__name__}: {_first_line(error)}; check the shape, the type and the "
+                f"{type(error).__name__}: {reason_of(error)}; check the shape, the type and the "
                 "range of the target."
             ) from error
         if not isinstance(found, Tensor) or found.numel() == 0:
@@ -310,7 +311,3 @@ def _moved(batch: Any, device: torch.device) -> Any:
         return leaf.to(device, copy=leaf.is_inference()) if isinstance(leaf, Tensor) else leaf
 
     return tree_map(move, dict(batch) if isinstance(batch, Mapping) else batch)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

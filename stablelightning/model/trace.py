@@ -38,6 +38,7 @@ from stablelightning.model.operations import (
 )
 from stablelightning.model.overlap import Overlap, overlap
 from stablelightning.model.stochastic import StochasticModules, sampling_mode
+from stablelightning.words import reason_of
 
 #: Modules whose kernels hide gates and time steps: each call counts as one operation.
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -196,10 +197,9 @@ def watch(model: nn.Module, inputs: Any, *, call: Callable[..., Any] | None = No
             except StableLightningError:
                 raise
             except Exception as error:
-                reason = str(error).strip().partition("\n")[0] or type(error).__name__
                 raise DataError(
                     f"the example must fit the forward of {type(model).__name__}, which raised "
-                    f"{type(error).__name__}: {reason}; pass inputs as the training loader does."
+                    f"{type(error).__name__}: {reason_of(error)}; pass inputs as the training loader does."
                 ) from error
         if host.moved() or (drawn.moved() and not lazy):
             watcher.trace.notes.append("the forward draws random numbers in eval")

@@ -1,9 +1,10 @@
 """What became of each key of a weights file, to be read by a person."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+from stablelightning.words import some
 
 #: Keys that one line names of each kind.
 _NAMED = 2
@@ -69,7 +70,7 @@ class LoadReport:
             "unexpected": [key for key in self.unexpected if key not in self.head],
             "of another shape": [f"{n} ({a}, not {b})" for n, a, b in reshaped],
         }
-        told = [f"{kind}: {_first(keys)}" for kind, keys in kinds.items() if keys]
+        told = [f"{kind}: {some(keys, _NAMED)}" for kind, keys in kinds.items() if keys]
         if {*self.missing, *(r.name for r in self.reshaped)} & set(self.head):
             told.append("the head keeps its own weights")
         return f"{self._fits()} ({'; '.join(told)})" if told else self._fits()
@@ -90,8 +91,3 @@ class LoadReport:
 
     def _told(self, key: str) -> str:
         return " (head)" if key in self.head else ""
-
-
-def _first(keys: Sequence[str]) -> str:
-    rest = len(keys) - _NAMED
-    return ", ".join(keys[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -27,6 +27,7 @@ from stablelightning.optional import require
 from stablelightning.report.mode import Mode, check_arguments, wanted_mode
 from stablelightning.report.reach import answers, has_netrc_entry
 from stablelightning.report.redact import redact_secrets
+from stablelightning.words import reason_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -248,7 +249,7 @@ def _location(run: Any, reason: str) -> str | None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(redact_secrets((str(error).strip() or type(error).__name__).splitlines()[0]))
+    return str(redact_secrets(reason_of(error)))
 
 
 def log_figure(loggers: Loggers, name: str, figure: "Figure") -> bool:

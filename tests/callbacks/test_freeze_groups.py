@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from stablelightning.callbacks.freeze_groups import Groups, complete_optimizers, some, tell_of_idle
+from stablelightning.callbacks.freeze_groups import Groups, complete_optimizers, tell_of_idle
 from stablelightning.errors import RecipeError
 from stablelightning.model.depth import depth_groups
+from stablelightning.words import some
 from tests.callbacks.frozen import GROUPS, Deep, made
 
 

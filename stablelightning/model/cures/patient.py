@@ -14,6 +14,7 @@ from stablelightning.model.inputs import arguments_of
 from stablelightning.model.modules import modules_of
 from stablelightning.model.preserve import preserved
 from stablelightning.model.trace import Call, Value
+from stablelightning.words import reason_of
 
 
 class Patient:
@@ -88,7 +89,7 @@ class Patient:
             try:
                 self.model(*args, **kwargs)
             except Exception as error:
-                return str(error).strip().partition("\n")[0] or type(error).__name__
+                return reason_of(error)
         return ""
 
 

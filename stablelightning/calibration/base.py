@@ -1,0 +1,122 @@
+"""What every calibrator is: fitted once on rows of known target, applied to all later ones."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from stablelightning.errors import DataError, ModelError
+from stablelightning.model.prediction import Prediction, Task
+
+
+class Calibrator(ABC):
+    """Something that learns from predictions whose targets are known, and improves other ones.
+
+    A subclass says what it learns (:meth:`_fit`), what it does (:meth:`_apply`), and which numbers
+    that takes (:meth:`_state`, :meth:`_load`). This class checks the rest: the task, the shapes,
+    that it was fitted, and that it is not judged by the rows that it has learned from.
+
+    Attributes:
+        tasks: the tasks whose predictions it understands.
+        fitted: whether it has learned, or was loaded.
+    """
+
+    tasks: ClassVar[tuple[Task, ...]] = ("classification",)
+
+    def __init__(self) -> None:
+        self.fitted = False
+        self._seen: Tensor | None = None
+
+    def fit(self, prediction: Prediction, target: Tensor, *, rows: Tensor | None = None) -> Self:
+        """Learn from predictions of rows that the model was not trained on.
+
+        Args:
+            prediction: of N rows.
+            target: ``(N,)`` class indices, or values in target units.
+            rows: ``(N,)`` int64, one number that names each row (a hash of its input, say), by
+                which :meth:`__call__` knows it again; ``None`` takes no notice of rows.
+
+        Returns:
+            Itself.
+
+        Raises:
+            DataError: too few rows, NaN, shapes that do not fit, or one class only.
+            ModelError: predictions of another task.
+        """
+        self._check(prediction)
+        if len(prediction.mean) != len(target):
+            raise DataError(
+                f"every row needs a target, got {len(prediction.mean)} predictions and "
+                f"{len(target)} targets; pass those of the same rows."
+            )
+        if not bool(torch.isfinite(prediction.mean).all()):
+            raise DataError(
+                f"{type(self).__name__} must be fitted on finite predictions, got NaN or infinity; "
+                "look for it in the inputs, or in the model."
+            )
+        self._fit(prediction, target.to(prediction.mean.device))
+        self._seen = None if rows is None else rows.cpu().unique()
+        self.fitted = True
+        return self
+
+    def __call__(self, prediction: Prediction, *, rows: Tensor | None = None) -> Prediction:
+        """Correct a prediction.
+
+        Args:
+            prediction: of any rows but those of :meth:`fit`.
+            rows: what names the rows, as in :meth:`fit`.
+
+        Raises:
+            ModelError: not fitted yet, or a prediction of another task.
+            DataError: rows that it was fitted on.
+        """
+        self._check(prediction)
+        if not self.fitted:
+            raise ModelError(
+                f"{type(self).__name__} must be fitted before it is applied, got a fresh one; "
+                "call fit(prediction, target) with rows kept for that, or load its state."
+            )
+        self._refuse_seen(rows)
+        return self._apply(prediction)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and tensors; empty before it is fitted."""
+        return {"seen": self._seen, **self._state()} if self.fitted else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        if state:
+            self._seen = state["seen"]
+            self._load({key: value for key, value in state.items() if key != "seen"})
+            self.fitted = True
+
+    def _refuse_seen(self, rows: Tensor | None) -> None:
+        if rows is None or self._seen is None:
+            return
+        again = int(torch.isin(rows.cpu(), self._seen).sum())
+        # One row of a data set may stand in it twice; half of a batch is no chance.
+        if 2 * again > len(rows):
+            raise DataError(
+                f"{type(self).__name__} must not be judged by the rows that it was fitted on, got "
+                f"{again} of them in {len(rows)}; test it on data of its own."
+            )
+
+    def _check(self, prediction: Prediction) -> None:
+        if prediction.task not in self.tasks:
+            raise ModelError(
+                f"{type(self).__name__} is for {' and '.join(self.tasks)}, got a prediction of "
+                f"{prediction.task}; take another calibrator."
+            )
+
+    @abstractmethod
+    def _fit(self, prediction: Prediction, target: Tensor) -> None: ...
+
+    @abstractmethod
+    def _apply(self, prediction: Prediction) -> Prediction: ...
+
+    @abstractmethod
+    def _state(self) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _load(self, state: dict[str, Any]) -> None: ...

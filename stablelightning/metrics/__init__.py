@@ -1,0 +1,1 @@
+"""Metrics of uncertain predictions, as torchmetrics: thin states over ``functional``."""
