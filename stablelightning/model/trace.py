@@ -199,7 +199,7 @@ def watch(model: nn.Module, inputs: Any, *, call: Callable[..., Any] | None = No
             except Exception as error:
                 raise DataError(
                     f"the example must fit the forward of {type(model).__name__}, which raised "
-                    f"{type(error).__name__}: {reason_of(error)}; pass inputs as the training loader does."
+                    f"{type(error).__name__}: {reason_of(error)}; pass inputs as in training."
                 ) from error
         if host.moved() or (drawn.moved() and not lazy):
             watcher.trace.notes.append("the forward draws random numbers in eval")
