@@ -10,8 +10,8 @@ from importlib import import_module
 import torch
 
 import stablelightning as sl
+from tests.benchmarks.record import Record, Run
 from tests.benchmarks.transfer import SECTIONS
-from tests.benchmarks.transfer.record import Record, Run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

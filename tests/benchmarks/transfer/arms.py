@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from tests.benchmarks.transfer.paired import differences, interval
+from tests.benchmarks.paired import differences, interval
+from tests.benchmarks.record import Job, Run
 from tests.benchmarks.transfer.plans import SCRATCH
-from tests.benchmarks.transfer.record import Job, Run
 
 #: Seeds of the tuning, which no reported number has: other labelled images, judged on validation.
 TUNING_SEEDS = (100, 101)

@@ -25,7 +25,7 @@ from stablelightning.model.depth import depth_groups
 from stablelightning.model.freeze import open_last
 from stablelightning.optional import require
 from tests.benchmarks import timing
-from tests.benchmarks.transfer.record import Job, Run, prepare
+from tests.benchmarks.record import Job, Run, prepare
 
 TITLE = "A step of training with a frozen backbone, against everything trainable"
 NEEDS_ROOT = False

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from stablelightning.callbacks.freeze import UnfreezeGradually
-from tests.benchmarks.transfer.record import Job, Run, prepare
+from tests.benchmarks.record import Job, Run, prepare
 from tests.processes import WORLD, reports_of
 
 TITLE = "Two processes with DDP (gloo): the largest difference between their weights"

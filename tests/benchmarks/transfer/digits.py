@@ -24,11 +24,11 @@ from stablelightning.functional.augment import random_crops
 from stablelightning.model.depth import depth_groups
 from stablelightning.nn import ConvBlock
 from stablelightning.pretraining import AuxiliaryTask
+from tests.benchmarks.cifar import folder_of
+from tests.benchmarks.paired import differences
+from tests.benchmarks.record import Job, Run
 from tests.benchmarks.transfer.arms import TUNING_SEEDS, compare, flat, table_of
-from tests.benchmarks.transfer.cifar import folder_of
-from tests.benchmarks.transfer.paired import differences
 from tests.benchmarks.transfer.plans import AUTO, FULL, GRADUAL, HEAD, PLANS, SCRATCH
-from tests.benchmarks.transfer.record import Job, Run
 from tests.benchmarks.transfer.training import classifier, error, once, settings, trainer
 
 TITLE = "Digits 0 to 4, then 5 to 9 with ten labels of each"

@@ -19,11 +19,11 @@ from stablelightning.callbacks.pretrain import PretrainFirst
 from stablelightning.model.backbone_file import save_backbone
 from stablelightning.model.depth import depth_groups
 from stablelightning.model.head import remove_head
+from tests.benchmarks.cifar import CifarData, folder_of, images
+from tests.benchmarks.paired import differences, interval
+from tests.benchmarks.record import Job, Run
 from tests.benchmarks.transfer.arms import TUNING_SEEDS, compare, cut, flat
-from tests.benchmarks.transfer.cifar import CifarData, folder_of, images
-from tests.benchmarks.transfer.paired import differences, interval
 from tests.benchmarks.transfer.plans import FULL, PLANS, SCRATCH
-from tests.benchmarks.transfer.record import Job, Run
 from tests.benchmarks.transfer.training import (
     classifier,
     colour_network,

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import nn
 
 from stablelightning.callbacks.freeze import UnfreezeGradually
-from tests.benchmarks.transfer.record import Job, Run
+from tests.benchmarks.record import Job, Run
 from tests.callbacks.freeze_schedules import (
     SCHEDULERS,
     Scheduled,

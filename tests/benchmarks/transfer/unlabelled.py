@@ -16,11 +16,11 @@ import lightning as L
 from stablelightning.callbacks.pretrain import PretrainFirst
 from stablelightning.pretraining import DenoisingAutoencoder, Pretraining, RotationPrediction
 from stablelightning.pretraining.contrastive import SimCLR
+from tests.benchmarks.cifar import CifarData, folder_of
+from tests.benchmarks.paired import differences
+from tests.benchmarks.record import Job, Run
 from tests.benchmarks.transfer.arms import TUNING_SEEDS, compare, flat, table_of
-from tests.benchmarks.transfer.cifar import CifarData, folder_of
-from tests.benchmarks.transfer.paired import differences
 from tests.benchmarks.transfer.plans import SCRATCH
-from tests.benchmarks.transfer.record import Job, Run
 from tests.benchmarks.transfer.training import (
     classifier,
     colour_network,
