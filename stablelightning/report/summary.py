@@ -14,6 +14,7 @@ from torch import Tensor
 from stablelightning.errors import DataError, StableLightningWarning
 from stablelightning.files import written_whole
 from stablelightning.optional import require
+from stablelightning.report.columns import flat_columns, is_classification, plain_column
 from stablelightning.report.statistics import auroc
 
 Summary = dict[str, float | None]
@@ -181,7 +182,7 @@ def write_predictions(
     pyarrow = require("pyarrow", extra="recipes")
     parquet = require("pyarrow.parquet", extra="recipes")
     path = Path(folder) / name
-    columns = _columns(rows)
+    columns = flat_columns(_sorted_by_index(rows))
     if files is not None and "index" in columns:
         names = {"file": [files[index] for index in columns["index"]]}
         columns = {"index": columns.pop("index"), **names, **columns}
@@ -193,23 +194,8 @@ def write_predictions(
     return path
 
 
-def _columns(rows: Mapping[str, Tensor]) -> dict[str, Any]:
-    host = _sorted_by_index(rows)
-    columns: dict[str, Any] = {}
-    for key, value in host.items():
-        if key == "mean" and _is_classification(host):
-            columns["prediction"] = value.argmax(1).numpy()
-        if value.ndim == 1:
-            columns[key] = value.numpy()
-        elif value.ndim == 2:
-            columns |= {f"{key}_{i}": value[:, i].numpy() for i in range(value.shape[1])}
-        else:
-            columns[key] = list(value.flatten(1).numpy())
-    return columns
-
-
 def _sorted_by_index(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    host = {key: _plain(value) for key, value in rows.items() if value is not None}
+    host = {key: plain_column(value) for key, value in rows.items() if value is not None}
     lengths = {key: len(value) for key, value in host.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(
@@ -220,17 +206,6 @@ def _sorted_by_index(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return host
     order = torch.argsort(host["index"], stable=True)
     return {key: value[order] for key, value in host.items()}
-
-
-def _plain(value: Tensor) -> Tensor:
-    value = value.detach().cpu()
-    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
-
-
-def _is_classification(rows: Mapping[str, Tensor]) -> bool:
-    target = rows.get("target")
-    one_class_each = target is None or (target.ndim == 1 and not target.is_floating_point())
-    return rows["mean"].ndim == 2 and rows["mean"].shape[1] > 1 and one_class_each
 
 
 def most_uncertain_rows(
@@ -267,11 +242,11 @@ def most_uncertain_rows(
     order = torch.argsort(_one_per_row(host[by]), descending=True, stable=True)[:count]
     table: dict[str, list[Any]] = {}
     for key, value in host.items():
-        if key == "mean" and _is_classification(host):
+        if key == "mean" and is_classification(host):
             confidence, prediction = value[order].max(1)
             table["prediction"] = _named(prediction, class_names)
             table["confidence"] = confidence.tolist()
-        elif key == "target" and _is_classification(host):
+        elif key == "target" and is_classification(host):
             table["target"] = _named(value[order], class_names)
         elif value.ndim == 1:
             table["prediction" if key == "mean" else key] = value[order].tolist()
