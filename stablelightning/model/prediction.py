@@ -1,13 +1,17 @@
 """What a sampled model says, and how far it can be trusted."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from stablelightning.errors import ModelError
+from stablelightning.errors import ModelError, RecipeError
+from stablelightning.functional.abstain import REASONS
+
+if TYPE_CHECKING:
+    from stablelightning.model.abstain import Thresholds
 
 Task = Literal["classification", "multilabel", "regression"]
 
@@ -102,6 +106,73 @@ class Prediction:
     def std(self) -> Tensor:
         """Square root of :attr:`variance`, in target units."""
         return self.variance.sqrt()
+
+    @property
+    def reasons(self) -> list[str]:
+        """What became of every row: "answered", or the reason why not.
+
+        The reasons are "aleatoric", "epistemic" and "out of distribution", by the rule of
+        :class:`~stablelightning.model.abstain.Thresholds`.
+
+        Raises:
+            ModelError: nobody decided; :meth:`abstain` does.
+        """
+        if self.reason is None:
+            raise ModelError(
+                "reasons belong to a prediction that was decided upon, and nobody decided on this "
+                "one; call abstain(...), which says for each row whether it is answered."
+            )
+        return [REASONS[number] for number in self.reason.tolist()]
+
+    def abstain(
+        self,
+        thresholds: "Thresholds | None" = None,
+        *,
+        risk: float | None = None,
+        coverage: float | None = None,
+        validation: "Prediction | None" = None,
+        target: Tensor | None = None,
+    ) -> "Prediction":
+        """Answer the rows that are sure enough; of the others, :attr:`reasons` says why not.
+
+        Args:
+            thresholds: as :func:`~stablelightning.model.abstain.choose_thresholds` gives them,
+                which also has a promise to offer. Without them they are chosen here:
+            risk: the most that answered rows may cost on average (share of wrong answers; of a
+                regression, the root of the mean squared error).
+            coverage: share of the rows to answer, in (0, 1]; either this or ``risk``.
+            validation: a prediction, made like this one, of rows of known target.
+            target: their targets, ``(M,)``.
+
+        Returns:
+            The same prediction with ``answered`` and ``reason``.
+
+        Raises:
+            RecipeError: neither thresholds nor what they are chosen from, or a risk or coverage
+                that none reaches.
+            DataError: NaN, no rows, lengths that differ.
+
+        Example:
+            >>> import torch, stablelightning as sl
+            >>> from torch.nn import Dropout, Linear, Sequential
+            >>> net = Sequential(Linear(4, 8), Dropout(0.5), Linear(8, 3))
+            >>> known, new = (
+            ...     sl.mc_dropout(net, torch.randn(rows, 4), samples=20, seed=0) for rows in (99, 5)
+            ... )
+            >>> target = torch.randint(3, (99,))
+            >>> new.abstain(coverage=0.8, validation=known, target=target).answered.dtype
+            torch.bool
+        """
+        from stablelightning.model.abstain import choose_thresholds, decide
+
+        if thresholds is None:
+            if validation is None or target is None:
+                raise RecipeError(
+                    "abstain needs thresholds, or validation and target to choose them from, got "
+                    "neither; predict rows of known target first, and pass both."
+                )
+            thresholds = choose_thresholds(validation, target, risk=risk, coverage=coverage)
+        return decide(self, thresholds)
 
     def to(self, device: torch.device | str) -> "Prediction":
         """Return the same prediction with every tensor on ``device``."""
