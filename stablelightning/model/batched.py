@@ -102,7 +102,7 @@ _HANDLERS: dict[Any, Any] = {
 }
 
 
-class _SampleAxis(CheapDropout):
+class SampleAxis(CheapDropout):
     """What draws inside ``vmap`` need: the sample axis where torch would draw without it."""
 
     def __init__(self, marker: Tensor, *, out_of_place: bool) -> None:
@@ -171,7 +171,7 @@ def vmapped(run: Callable[[], Any], marker: Tensor, *, out_of_place: bool = Fals
 
     def one(zero: Tensor) -> tuple[Tensor, ...]:
         nonlocal spec, others
-        with _SampleAxis(zero, out_of_place=out_of_place):
+        with SampleAxis(zero, out_of_place=out_of_place):
             leaves, spec = tree_flatten(run())
         others = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
