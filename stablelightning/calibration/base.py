@@ -1,6 +1,7 @@
 """What every calibrator is: fitted once on rows of known target, applied to all later ones."""
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -19,10 +20,12 @@ class Calibrator(ABC):
 
     Attributes:
         tasks: the tasks whose predictions it understands.
+        name: what ``Prediction.corrected`` says after it was applied.
         fitted: whether it has learned, or was loaded.
     """
 
     tasks: ClassVar[tuple[Task, ...]] = ("classification",)
+    name: ClassVar[str] = "calibrated"
 
     def __init__(self) -> None:
         self.fitted = False
@@ -78,7 +81,12 @@ class Calibrator(ABC):
                 "call fit(prediction, target) with rows kept for that, or load its state."
             )
         self._refuse_seen(rows)
-        return self._apply(prediction)
+        corrected = self._apply(prediction)
+        return replace(corrected, corrected=(*prediction.corrected, self.name))
+
+    def seen(self, rows: Tensor) -> int:
+        """How many of these rows it was fitted on; 0 where :meth:`fit` was not told of rows."""
+        return 0 if self._seen is None else int(torch.isin(rows.cpu(), self._seen).sum())
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and tensors; empty before it is fitted."""
@@ -92,9 +100,9 @@ class Calibrator(ABC):
             self.fitted = True
 
     def _refuse_seen(self, rows: Tensor | None) -> None:
-        if rows is None or self._seen is None:
+        if rows is None:
             return
-        again = int(torch.isin(rows.cpu(), self._seen).sum())
+        again = self.seen(rows)
         # One row of a data set may stand in it twice; half of a batch is no chance.
         if 2 * again > len(rows):
             raise DataError(

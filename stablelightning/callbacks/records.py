@@ -31,6 +31,7 @@ class Observation:
         target: what the batch says, ``None`` if nothing.
         class_dim: where the classes are.
         rows: number of dataset rows in the batch.
+        corrected: what calibration and its like have made of ``sampled``, ``None`` without them.
     """
 
     sampled: Prediction
@@ -38,6 +39,7 @@ class Observation:
     target: Tensor | None
     class_dim: int
     rows: int
+    corrected: Prediction | None = None
 
     def in_target_units(self, scale: tuple[Any, Any] | None) -> "Observation":
         """Undo the standardisation of the target, where there was one."""

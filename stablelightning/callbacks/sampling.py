@@ -26,7 +26,8 @@ class BatchPredictor:
         pl_module: the module.
         step: its own ``predict_step``, unwrapped.
         task: a task, or ``"auto"``.
-        samples: for :func:`~stablelightning.mc_dropout`, as are ``engine`` and ``tolerance``.
+        samples: for :func:`~stablelightning.mc_dropout`, as are ``engine`` and ``tolerance``; with
+            0 the plain pass stands in for the samples.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class BatchPredictor:
         self._wanted = task
         self._task: Task | None = None
         self._keep_samples = False
+        self._plainly = samples == 0
         self._draw = partial(mc_dropout, samples=samples, engine=engine, tolerance=tolerance)
         self._label_logits = False
         self._function: Callable[..., Any] = pl_module
@@ -70,7 +72,7 @@ class BatchPredictor:
         """
         target = target if isinstance(target, Tensor) else None
         plain = self.plain(inputs, target, arguments, seed=seed)
-        sampled = self.sampled(inputs, arguments, seed=seed)
+        sampled = plain if self._plainly else self.sampled(inputs, arguments, seed=seed)
         return Observation(sampled, plain, target, self.class_dim, _rows_in(inputs, plain))
 
     def plain(
@@ -105,6 +107,8 @@ class BatchPredictor:
             NothingRandomError: no random number was drawn.
         """
         assert self._task is not None
+        if self._plainly:
+            return self.plain(inputs, None, arguments, seed=seed)
         call = self._calls.chosen(inputs, arguments)
         self._function = call.function or self._module
         return self._draw(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stablelightning.callbacks.base import StableCallback
 from stablelightning.callbacks.batches import inputs_and_target
+from stablelightning.callbacks.corrections import Corrections
 from stablelightning.callbacks.loaders import TestLoaders
 from stablelightning.callbacks.records import in_target_units
 from stablelightning.callbacks.sampling import BatchPredictor, target_scale
@@ -130,6 +131,7 @@ class EstimateUncertainty(StableCallback):
         self._aside = False
         self._said: set[str] = set()
         self._loaders: TestLoaders | None = None
+        self._corrections: Corrections | None = None
         self._predictors: dict[int, BatchPredictor] = {}
         self._place = (0, 0)
         self._restore_step: Callable[[], None] | None = None
@@ -168,6 +170,7 @@ class EstimateUncertainty(StableCallback):
         with self._or_step_aside():
             refuse_unsampled(trainer, pl_module.test_step)
             self._loaders = TestLoaders(trainer)
+        self._corrections = Corrections(trainer, pl_module)
 
     def on_test_batch_end(
         self,
@@ -205,10 +208,12 @@ class EstimateUncertainty(StableCallback):
         step = pl_module.predict_step
         arguments = step_arguments(step, batch, batch_idx, self._loaders.named(loader))
         predictor = self._predictor(pl_module, step, loader)
-        seed = self._seed_of(loader, trainer.global_rank, batch_idx)
+        seed = self.seed_of(loader, trainer.global_rank, batch_idx)
         with unobserved(trainer, pl_module):
             seen = predictor.observation(inputs, target, arguments, seed=seed)
             seen = seen.in_target_units(target_scale(trainer))
+            if self._corrections:
+                seen = replace(seen, corrected=self._corrections(seen.sampled, inputs))
             index, fresh = self._loaders.positions(loader, seen.rows)
             self._loaders.record(loader, seen.plain.task).add(seen, index, fresh)
 
@@ -252,6 +257,7 @@ class EstimateUncertainty(StableCallback):
         step = pl_module.predict_step
         with self._or_step_aside():
             refuse_unsampled(trainer, step)
+            self._corrections = Corrections(trainer, pl_module)
 
             @wraps(step)
             def sampled_step(*arguments: Any, **named: Any) -> Any:
@@ -303,38 +309,54 @@ class EstimateUncertainty(StableCallback):
                 raise
             inputs, target = None, None  # the user's own predict_step reads the batch by itself
         target = target if isinstance(target, Tensor) else None
-        seed = self._seed_of(loader, trainer.global_rank, batch_idx)
+        seed = self.seed_of(loader, trainer.global_rank, batch_idx)
         with unobserved(trainer, pl_module):
             if not predictor.knows_task:
                 predictor.plain(inputs, target, arguments, seed=seed)
             sampled = predictor.sampled(inputs, arguments, seed=seed)
-        return in_target_units(replace(sampled, samples=None), target_scale(trainer))
+            sampled = in_target_units(sampled, target_scale(trainer))
+            if self._corrections:
+                sampled = self._corrections(sampled, inputs)
+        return replace(sampled, samples=None)
 
     # ---- both -------------------------------------------------------------------------------
 
+    def predictor(self, pl_module: L.LightningModule, step: Step) -> BatchPredictor:
+        """What predicts the batches of one dataloader, by the settings of this callback.
+
+        Args:
+            pl_module: the module.
+            step: its own ``predict_step``, unwrapped.
+        """
+        return BatchPredictor(
+            pl_module,
+            step,
+            task=self.task,
+            samples=self.samples,
+            engine=self.engine,
+            tolerance=self.tolerance,
+        )
+
     def _predictor(self, pl_module: L.LightningModule, step: Step, loader: int) -> BatchPredictor:
         if loader not in self._predictors:
-            self._predictors[loader] = BatchPredictor(
-                pl_module,
-                step,
-                task=self.task,
-                samples=self.samples,
-                engine=self.engine,
-                tolerance=self.tolerance,
-            )
+            self._predictors[loader] = self.predictor(pl_module, step)
         return self._predictors[loader]
 
     def leave(self) -> None:
         """Leave the module as it was, and hold on to nothing but results and rows."""
         self._aside = False
-        self._loaders = None
+        self._loaders = self._corrections = None
         self._predictors = {}
         if self._restore_step is not None:
             self._restore_step()
             self._restore_step = None
 
-    def _seed_of(self, *place: int) -> int:
-        """A seed per batch: neighbouring numbers would give generators that start alike."""
+    def seed_of(self, *place: int) -> int:
+        """A seed per batch: neighbouring numbers would give generators that start alike.
+
+        Args:
+            place: what tells the batch from others: its dataloader, the process, its number.
+        """
         digest = hashlib.blake2b(repr((self.seed, *place)).encode(), digest_size=4).digest()
         return int.from_bytes(digest, "big")
 

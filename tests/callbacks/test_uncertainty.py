@@ -79,7 +79,7 @@ def test_samples_are_those_of_mc_dropout():
     model = Plain()
     run_test(model, loader(8), callback)
     x = loader(8).dataset.tensors[0]
-    seed = callback._seed_of(0, 0, 0)
+    seed = callback.seed_of(0, 0, 0)
     torch.testing.assert_close(
         callback.rows["mean"], sl.mc_dropout(model, x, samples=7, seed=seed).mean
     )
