@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from stablelightning.checks import check_whole
 from stablelightning.functional.calibration_error import check_count, class_bins
-from stablelightning.functional.checked import class_rows
 
 
 class BrierParts(NamedTuple):
@@ -37,8 +37,8 @@ def brier_decomposition(
     """Split the mean Brier score, class by class in bins of equal width, and add up the classes.
 
     Args:
-        probabilities: ``(N, C, ...)`` with the classes on ``dim``, or ``(N, ...)`` of labels (two
-            classes each: the score is then twice the squared distance of the label).
+        probabilities: ``(N, C, ...)`` with the classes on ``dim``, or ``(N, ...)`` of labels (whose
+            score is the squared distance to the target).
         target: class indices ``(N, ...)``, or 0 and 1 in the shape of the labels.
         bins: >= 1.
         dim: dimension of the classes.
@@ -55,16 +55,15 @@ def brier_decomposition(
         2008, "Two extra components in the Brier score decomposition" (within bins).
 
     Example:
-        >>> import torch
         >>> probabilities = torch.tensor([[0.75, 0.25], [0.75, 0.25], [0.25, 0.75]])
         >>> parts = brier_decomposition(probabilities, torch.tensor([0, 1, 1]))
         >>> parts.score, parts.reliability - parts.resolution + parts.uncertainty
         (tensor(0.4583), tensor(0.4583))
     """
     check_whole("bins", bins, least=1, hint="15 is usual")
-    rows, index = class_rows(probabilities, target, dim=dim)
-    parts = brier_parts_of(class_bins(rows, index, bins))
-    return BrierParts(*(part.to(rows.dtype) for part in parts))
+    parts = brier_parts_of(class_bins(probabilities, target, bins=bins, dim=dim))
+    dtype = torch.promote_types(probabilities.dtype, torch.float32)
+    return BrierParts(*(part.to(dtype) for part in parts))
 
 
 def brier_parts_of(sums: Tensor) -> BrierParts:

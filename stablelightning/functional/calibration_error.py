@@ -12,6 +12,9 @@ from stablelightning.errors import DataError
 from stablelightning.functional.checked import class_rows
 from stablelightning.functional.rank_groups import RankGroups, check_any, tie_groups
 
+#: See :func:`equal_mass_bound_of`: a quarter for each of two bins, and some for the group's width.
+_PER_ROW = 0.501
+
 
 def adaptive_calibration_error(
     probabilities: Tensor, target: Tensor, *, bins: int = 15, dim: int = 1
@@ -79,8 +82,8 @@ def classwise_calibration_error(
         tensor(0.2500)
     """
     check_whole("bins", bins, least=1, hint="15 is usual")
-    rows, index = class_rows(probabilities, target, dim=dim)
-    return classwise_error_of(class_bins(rows, index, bins)).to(rows.dtype)
+    sums = class_bins(probabilities, target, bins=bins, dim=dim)
+    return classwise_error_of(sums).to(torch.promote_types(probabilities.dtype, torch.float32))
 
 
 def top_gaps(rows: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,29 +117,44 @@ def equal_mass_error_of(groups: RankGroups, bins: int) -> Tensor:
 def equal_mass_bound_of(groups: RankGroups, bins: int) -> Tensor:
     """How far :func:`equal_mass_error_of` of a histogram can be from that of the rows themselves.
 
-    Only groups in which a bin ends matter. Of its n rows, whose gaps differ by at most 1 and the
-    group's width, no choice of k moves more than n / 2 from one side to the other.
+    Only groups in which a bin ends matter. The gaps of its n rows differ by at most 1 and the
+    group's width, so that any k of them sum to within n / 4 of their share, and two bins see it.
     """
     rows = check_any(groups)
     count = groups.rows.cumsum(0)
     ends = torch.arange(1, bins, dtype=count.dtype, device=count.device) * rows / bins
     place = torch.searchsorted(count, ends)
     whole = count[place] == ends
-    return (groups.rows[place] * ~whole).sum() / rows
+    return _PER_ROW * (groups.rows[place] * ~whole).sum() / rows
 
 
-def class_bins(rows: Tensor, target: Tensor, bins: int) -> Tensor:
+def class_bins(probabilities: Tensor, target: Tensor, *, bins: int, dim: int = 1) -> Tensor:
     """Sums per class and bin of equal width, from which binned scores of probabilities come.
 
     Args:
-        rows: ``(M, C)`` probabilities.
-        target: ``(M,)`` class indices.
+        probabilities: ``(N, C, ...)`` with the classes on ``dim``, or ``(N, ...)`` of labels.
+        target: class indices ``(N, ...)``, or 0 and 1 in the shape of the labels.
         bins: >= 1; a bin holds its upper end.
+        dim: dimension of the classes.
 
     Returns:
         ``(5, C, bins)`` float64: rows, probability, rows of the class, probability squared,
-        probability of the rows of the class.
+        probability of the rows of the class. Labels are one class: that they are 1.
+
+    Raises:
+        DataError: what are no probabilities, or targets out of range.
+
+    Example:
+        >>> sums = class_bins(torch.tensor([0.2, 0.9]), torch.tensor([0, 1]), bins=2)
+        >>> sums.shape, sums[0].tolist(), sums[2].tolist()
+        (torch.Size([5, 1, 2]), [[1.0, 1.0]], [[0.0, 1.0]])
     """
+    rows, index = class_rows(probabilities, target, dim=dim)
+    sums = _bin_sums(rows, index, bins)
+    return sums[:, 1:] if probabilities.shape == target.shape else sums
+
+
+def _bin_sums(rows: Tensor, target: Tensor, bins: int) -> Tensor:
     classes = rows.shape[1]
     # Rounded in the rows' own precision, where 0.2 * 15 is 3 and no more.
     place = (rows * bins).ceil().long().sub(1).clamp(0, bins - 1)

@@ -20,7 +20,6 @@ from stablelightning.functional.rank_groups import (
 )
 from stablelightning.functional.scores import at_least_single
 
-
 #: A risk that exceeds its bound by this share of it is at the bound: sums of floats round.
 _ROUNDING = 1e-12
 
