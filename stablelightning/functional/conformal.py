@@ -22,6 +22,7 @@ _FINEST_SHARE = 10**6
 
 # The mixing function of splitmix64: its two multipliers, and the golden ratio in 64 bits.
 _FIRST, _SECOND, _GOLDEN = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15, 0x9E3779B97F4A7C15
+_WORDS = 1 << 64
 #: float32 holds this many bits of a fraction exactly.
 _BITS = 24
 
@@ -219,13 +220,12 @@ def uniform_of_rows(rows: Tensor, seed: int = 0) -> Tensor:
         >>> bool((uniform_of_rows(torch.tensor([9])) == first[2]).all())
         True
     """
-    start = (seed + 1) * _GOLDEN % 2**64
-    bits = rows.long() + (start - 2**64 if start >= 2**63 else start)
+    start = (seed + 1) * _GOLDEN % _WORDS
+    bits = rows.long() + (start - _WORDS if start >= _WORDS // 2 else start)
     bits = (bits ^ _shifted(bits, 30)) * _FIRST
     bits = (bits ^ _shifted(bits, 27)) * _SECOND
     bits = bits ^ _shifted(bits, 31)
-    leading = _shifted(bits, 64 - _BITS).float()
-    return leading / 2**_BITS
+    return _shifted(bits, 64 - _BITS).float() / (1 << _BITS)
 
 
 def scaled_residual_scores(mean: Tensor, scale: Tensor, target: Tensor) -> Tensor:
