@@ -1,0 +1,368 @@
+"""Networks of one architecture as one: their weights stacked, their passes one vmapped pass."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from stablelightning.errors import EngineError, ModelError, RecipeError
+from stablelightning.model.batched import SampleAxis
+from stablelightning.model.collect import stack_outputs
+from stablelightning.model.members import Members
+from stablelightning.words import reason_of
+
+StackEngine = Literal["auto", "vmap", "loop"]
+
+#: Stands for a tensor in the structure of an output.
+_TENSOR = object()
+
+
+class StackedNetworks(nn.Module, Members):
+    """M networks of one architecture, trained and run side by side in one pass.
+
+    Their parameters and buffers are stacked along a leading axis of M, under the names that a
+    single network has: an optimizer holds one tensor where M networks would have M, and a small
+    network's pass costs little more for five members than for one. Each member gets the gradient
+    that it would have alone if the losses of the members are *added*; what mixes elements of a
+    tensor (a joint gradient norm, Muon, LBFGS) sees all members at once.
+
+    A pass is one call under ``torch.vmap``, with draws of their own for every member. Where vmap
+    refuses (fused recurrent kernels, in-place dropout on the inputs, control flow that reads data,
+    autocast), the members run one after the other, on the same weights: ``engine`` never changes
+    what is computed, but for rounding and the random numbers drawn.
+
+    Args:
+        networks: M >= 1 modules with equal names, shapes and dtypes of parameters and buffers. The
+            first gives the code (dropout rates too) and is copied; the others are only read.
+        engine: ``"vmap"``, ``"loop"``, or ``"auto"``: vmap, and the loop where it refuses.
+
+    Attributes:
+        members: M.
+        networks: the code, with stacked parameters; call the stack, not this.
+        refusal: why vmap was given up for the loop, ``""`` where it was not.
+
+    Raises:
+        ModelError: no networks, or networks that differ in more than their values; lazy modules.
+
+    Source:
+        Lakshminarayanan et al. 2017, arXiv:1612.01474 (ensembles of networks);
+        ``torch.func.stack_module_state``.
+
+    Example:
+        >>> stacked = StackedNetworks([nn.Linear(4, 2) for _ in range(5)])
+        >>> x = torch.randn(8, 4)
+        >>> stacked(x).shape, stacked.networks.weight.shape
+        (torch.Size([5, 8, 2]), torch.Size([5, 2, 4]))
+        >>> stacked.each(torch.randn(5, 8, 4)).shape
+        torch.Size([5, 8, 2])
+        >>> torch.allclose(stacked.member(3)(x), stacked(x)[3], atol=1e-6)
+        True
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], *, engine: StackEngine = "auto") -> None:
+        super().__init__()
+        if engine not in get_args(StackEngine):
+            raise RecipeError(
+                f"engine must be one of {', '.join(get_args(StackEngine))}, got {engine!r}."
+            )
+        networks = list(networks)
+        _check_alike(networks)
+        self.members = len(networks)
+        self.chosen: int | None = None
+        self.engine: StackEngine = engine
+        self.refusal = ""
+        self.networks = _stacked(networks)
+        self._inside = False
+        self._proven: set[tuple[bool, bool]] = set()
+
+    # ---- calling -----------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The outputs of all members for the same inputs, ``(M, ...)``; of one where it is one."""
+        if self._inside:
+            return self.networks(*args, **kwargs)
+        return self.map(partial(self.networks, *args, **kwargs))
+
+    def each(self, *args: Any, **kwargs: Any) -> Any:
+        """The outputs ``(M, ...)`` for inputs of their own: tensors ``(M, ...)``, one each."""
+        return self.map(lambda own: self.networks(*own[0], **own[1]), (args, kwargs))
+
+    def member_outputs(self, *args: Any, **kwargs: Any) -> Any:
+        """As :meth:`forward`."""
+        return self(*args, **kwargs)
+
+    def map(self, function: Callable[..., Any], *own: Any) -> Any:
+        """Call a function once per member, in which the stack is that member.
+
+        Args:
+            function: calls the stack (or ``networks``), and returns tensors in any structure, a
+                loss say. It may run once for all members, under vmap.
+            own: what it is called with, in any structure: of each tensor ``(M, ...)`` every member
+                gets its own slice.
+
+        Returns:
+            The same structure, each tensor ``(M, ...)``.
+
+        Raises:
+            EngineError: ``engine="vmap"``, and vmap refuses.
+
+        Example:
+            >>> stacked = StackedNetworks([nn.Linear(4, 1) for _ in range(5)])
+            >>> x, targets = torch.randn(8, 4), torch.randn(5, 8, 1)
+            >>> losses = stacked.map(lambda y: (stacked(x) - y).square().mean(), targets)
+            >>> losses.sum().backward()
+            >>> losses.shape, stacked.networks.weight.grad.shape
+            (torch.Size([5]), torch.Size([5, 1, 4]))
+        """
+        if self._inside:
+            raise ModelError(
+                "a member has no members of its own; call map outside of as_member and of map."
+            )
+        state = {**_named(self.networks, "parameters"), **_named(self.networks, "buffers")}
+        with self._within():
+            if self.engine == "loop" or self.refusal:
+                return self._looped(function, own, state)
+            key = (self.training, torch.is_grad_enabled())
+            if key in self._proven:
+                return self._vmapped(function, own, state)
+            return self._tried(function, own, state, key)
+
+    def _tried(
+        self,
+        function: Callable[..., Any],
+        own: tuple[Any, ...],
+        state: dict[str, Tensor],
+        key: tuple[bool, bool],
+    ) -> Any:
+        """A first pass by vmap; where it fails, nothing of it stays."""
+        buffers = {name: b.clone() for name, b in _named(self.networks, "buffers").items()}
+        try:
+            outputs = self._vmapped(function, own, state)
+        except Exception as error:  # vmap's own, or of code that reads values or shapes
+            for name, kept in buffers.items():
+                state[name].copy_(kept)
+            reason = reason_of(error)
+            if self.engine == "vmap":
+                raise EngineError(
+                    f"vmap must be able to run {type(self.networks).__name__}, and cannot "
+                    f"({reason}); use engine='auto', which goes from member to member instead."
+                ) from error
+            outputs = self._looped(function, own, state)  # an error of the user's comes again
+            self.refusal = reason
+            return outputs
+        self._proven.add(key)
+        return outputs
+
+    @contextmanager
+    def _within(self) -> Iterator[None]:
+        # The fused attention of an eval pass knows no members.
+        fast_path = torch.backends.mha.get_fastpath_enabled()
+        self._inside = True
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
+            self._inside = False
+
+    def _vmapped(
+        self, function: Callable[..., Any], own: tuple[Any, ...], state: dict[str, Tensor]
+    ) -> Any:
+        device = next(iter(state.values())).device if state else torch.device("cpu")
+        if torch.is_autocast_enabled(device.type):
+            raise ModelError("autocast does not reach inside vmap")
+        caller = _Caller(self.networks)
+        leaves, own_spec = tree_flatten(own)
+        mapped = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        spec: Any = None
+        others: list[Any] = []
+
+        def one(zero: Tensor, state: dict[str, Tensor], mapped: list[Tensor]) -> list[Tensor]:
+            nonlocal spec, others
+            slices = iter(mapped)
+            mine = [next(slices) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            given = dict(state)
+            with SampleAxis(zero, out_of_place=False):
+                call = (function, *tree_unflatten(mine, own_spec))
+                output = functional_call(caller, given, call, tie_weights=False)
+            if any(given[name] is not tensor for name, tensor in state.items()):
+                raise ModelError("a buffer is replaced instead of being written into")
+            flat, spec = tree_flatten(output)
+            others = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in flat]
+            return [leaf for leaf in flat if isinstance(leaf, Tensor)]
+
+        marker = torch.zeros(self.members, device=device)
+        tensors = iter(torch.vmap(one, randomness="different")(marker, state, mapped))
+        flat = [next(tensors) if other is _TENSOR else self._spread(other) for other in others]
+        return tree_unflatten(flat, spec)
+
+    def _spread(self, leaf: Any) -> Any:
+        if isinstance(leaf, bool | int | float):
+            return torch.tensor([leaf] * self.members)
+        return leaf
+
+    def _looped(
+        self, function: Callable[..., Any], own: tuple[Any, ...], state: dict[str, Tensor]
+    ) -> Any:
+        caller = _Caller(self.networks)
+        # One node of the graph takes all members apart: a slice each would fill M whole gradients.
+        parts = {name: tensor.unbind() for name, tensor in state.items()}
+        leaves, own_spec = tree_flatten(own)
+        outputs = []
+        for number in range(self.members):
+            mine = [leaf[number] if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            given = {name: part[number] for name, part in parts.items()}
+            left = dict(given)
+            call = (function, *tree_unflatten(mine, own_spec))
+            outputs.append(functional_call(caller, left, call, tie_weights=False))
+            for name, tensor in given.items():
+                if left[name] is not tensor:  # a buffer that was replaced
+                    state[name][number].copy_(left[name].detach())
+        return stack_outputs(outputs)
+
+    # ---- one of them -------------------------------------------------------------------------
+
+    @contextmanager
+    def as_member(self, number: int) -> Iterator[nn.Module]:
+        """Inside, the stack is one member: ``networks`` has its parameters, under their names.
+
+        They share memory with the stack: what is written into them in place stays.
+
+        Args:
+            number: 0 to M - 1.
+
+        Example:
+            >>> stacked = StackedNetworks([nn.Linear(4, 2) for _ in range(3)])
+            >>> with stacked.as_member(1) as network:
+            ...     _ = nn.init.zeros_(network.weight)
+            >>> stacked.networks.weight.abs().sum((1, 2)) > 0
+            tensor([ True, False,  True])
+        """
+        if not 0 <= number < self.members:
+            raise RecipeError(f"a member's number must be 0 to {self.members - 1}, got {number}.")
+        if self._inside:
+            raise ModelError("a member has no members of its own; leave as_member first.")
+        places = [*_places(self.networks, "_parameters"), *_places(self.networks, "_buffers")]
+        alone: dict[int, Tensor] = {}
+        for _, _, tensor in places:
+            if id(tensor) not in alone:
+                part = tensor.detach()[number]
+                needs = isinstance(tensor, nn.Parameter)
+                alone[id(tensor)] = nn.Parameter(part, tensor.requires_grad) if needs else part
+        for module, name, tensor in places:
+            _put(module, name, alone[id(tensor)])
+        self.chosen, self._inside = number, True
+        try:
+            yield self.networks
+        finally:
+            self.chosen, self._inside = None, False
+            for module, name, tensor in places:
+                now = module._buffers.get(name)
+                if now is not None and now is not alone[id(tensor)]:  # replaced, not written into
+                    tensor[number].copy_(now.detach())
+                _put(module, name, tensor)
+
+    def member(self, number: int) -> nn.Module:
+        """A copy of one member as a network of its own."""
+        with self.as_member(number) as network:
+            alone = copy.deepcopy(network)
+        for module, name, tensor in _places(alone, "_buffers"):
+            _put(module, name, tensor.clone())  # a copy of a view holds the whole stack
+        for module in alone.modules():
+            vars(module).pop("flatten_parameters", None)
+        return alone
+
+
+class _Caller(nn.Module):
+    """Runs any function while ``functional_call`` holds other parameters in a network."""
+
+    def __init__(self, networks: nn.Module) -> None:
+        super().__init__()
+        self.networks = networks
+
+    def forward(self, function: Callable[..., Any], *own: Any) -> Any:
+        return function(*own)
+
+
+def _check_alike(networks: list[nn.Module]) -> None:
+    if not networks or not all(isinstance(network, nn.Module) for network in networks):
+        raise ModelError(
+            f"a stack needs one or more modules, got {len(networks)} entries; pass a list such as "
+            "[make_network() for _ in range(5)]."
+        )
+    for network in networks:
+        if any(is_lazy(p) for p in (*network.parameters(), *network.buffers())):
+            raise ModelError(
+                f"a stack needs networks whose shapes are known, and {type(network).__name__} has "
+                "lazy layers; name their sizes."
+            )
+    first = _layout(networks[0])
+    for number, network in enumerate(networks[1:], start=1):
+        layout = _layout(network)
+        if _kind(network) is not _kind(networks[0]) or layout != first:
+            differ = [name for name in {**first, **layout} if first.get(name) != layout.get(name)]
+            what = f"{min(differ)!r} differs" if differ else f"it is a {_kind(network).__name__}"
+            raise ModelError(
+                "networks in a stack must have equal parameters and buffers but for their values, "
+                f"and in network {number} {what}; predict_ensemble takes networks of any kind."
+            )
+
+
+def _kind(network: nn.Module) -> type[nn.Module]:
+    # A parametrized module has a class of its own.
+    return parametrize.type_before_parametrizations(network)
+
+
+def _layout(network: nn.Module) -> dict[str, tuple[Any, ...]]:
+    state = {**_named(network, "parameters"), **_named(network, "buffers")}
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
+
+
+def _named(network: nn.Module, kind: str) -> dict[str, Tensor]:
+    """Every name of every parameter or buffer, under ``networks.``: tied ones are told twice."""
+    named: Any = getattr(network, f"named_{kind}")(prefix="networks", remove_duplicate=False)
+    return dict(named)
+
+
+def _places(network: nn.Module, kind: str) -> list[tuple[nn.Module, str, Tensor]]:
+    return [
+        (module, name, tensor)
+        for module in network.modules()
+        for name, tensor in getattr(module, kind).items()
+        if tensor is not None
+    ]
+
+
+def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
+    # By setattr: recurrent layers keep a list of their weights beside the parameters.
+    setattr(module, name, tensor)
+
+
+def _nothing() -> None:
+    """In place of ``flatten_parameters``: cuDNN cannot lay out stacked weights."""
+
+
+@torch.no_grad()
+def _stacked(networks: list[nn.Module]) -> nn.Module:
+    code = copy.deepcopy(networks[0])
+    others = [[*_places(n, "_parameters"), *_places(n, "_buffers")] for n in networks]
+    made: dict[int, Tensor] = {}
+    places = [*_places(code, "_parameters"), *_places(code, "_buffers")]
+    for (module, name, tensor), *all_of_it in zip(places, *others, strict=True):
+        if id(tensor) not in made:
+            stack = torch.stack([theirs.detach() for _, _, theirs in all_of_it])
+            needs = isinstance(tensor, nn.Parameter)
+            made[id(tensor)] = nn.Parameter(stack, tensor.requires_grad) if needs else stack
+        _put(module, name, made[id(tensor)])
+    for module in code.modules():
+        if isinstance(module, nn.RNNBase):
+            vars(module)["flatten_parameters"] = _nothing
+    return code
