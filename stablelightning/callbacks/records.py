@@ -9,7 +9,7 @@ from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from stablelightning.callbacks.scoring import Sums, aligned_target, scores_of
+from stablelightning.callbacks.scoring import Sums, aligned_target, decision_scores, scores_of
 from stablelightning.errors import DataError, StableLightningWarning
 from stablelightning.functional.uncertainty import gaussian_mixture_log_likelihood
 from stablelightning.model.prediction import Prediction
@@ -40,6 +40,13 @@ class Observation:
     class_dim: int
     rows: int
     corrected: Prediction | None = None
+
+    @property
+    def calibrated(self) -> Prediction | None:
+        """The corrected prediction where it is another; sets and decisions leave it as it was."""
+        new, old = self.corrected, self.sampled
+        same = new is None or (new.mean is old.mean and new.total is old.total)
+        return None if same else new
 
     def in_target_units(self, scale: tuple[Any, Any] | None) -> "Observation":
         """Undo the standardisation of the target, where there was one."""
@@ -114,6 +121,8 @@ class Record:
             target = aligned_target(seen.sampled.task, seen.sampled.mean, target, seen.class_dim)
             seen = replace(seen, target=target)
             self._add_scores(seen, target, fresh)
+        if seen.corrected is not None and not _is_dense(seen):
+            self.sums.add(decision_scores(seen.corrected, seen.target, fresh))
         if not _is_dense(seen):
             self.rows.append(_rows(seen, index, fresh))
 
@@ -130,15 +139,18 @@ class Record:
         if task == "classification":
             counted &= _known_classes(flat, seen.sampled.mean.shape[seen.class_dim])
         flat = flat[counted]
-        for prediction, suffix in ((seen.plain, ""), (seen.sampled, "_mc")):
+        scored = [(seen.plain, ""), (seen.sampled, "_mc")]
+        if seen.calibrated is not None:
+            scored.append((seen.calibrated, "_calibrated"))
+        for prediction, suffix in scored:
             mean = _flattened(prediction.mean, task, seen.class_dim)[counted]
             spread = prediction.total if task == "regression" else None
             if suffix == "" and not bool((prediction.total > 0).any()):
                 spread = None  # no variance head: one pass says nothing about its error
             variance = None if spread is None else spread.reshape(-1)[counted]
             scores = scores_of(seen.sampled.task, mean, flat, variance=variance)
-            if suffix and seen.sampled.samples is not None and "nll" in scores:
-                scores["nll"] = _mixture_nll(seen.sampled.samples, counted, flat)
+            if suffix and prediction.samples is not None and "nll" in scores:
+                scores["nll"] = _mixture_nll(prediction.samples, counted, flat)
             self.sums.add(scores, suffix=suffix)
             if task == "classification":
                 self.sums.add_calibration(mean, flat, suffix=suffix)
@@ -233,6 +245,7 @@ def _rows(seen: Observation, index: Tensor, fresh: Tensor) -> dict[str, Tensor]:
         "epistemic": seen.sampled.epistemic,
         "variation_ratio": seen.sampled.variation_ratio,
         "deterministic": seen.plain.mean,
+        **_corrected_columns(seen),
     }
     single = seen.sampled.task == "regression"
     return {
@@ -240,3 +253,15 @@ def _rows(seen: Observation, index: Tensor, fresh: Tensor) -> dict[str, Tensor]:
         for name, column in columns.items()
         if column is not None
     }
+
+
+def _corrected_columns(seen: Observation) -> dict[str, Tensor | None]:
+    columns: dict[str, Tensor | None] = {}
+    if seen.calibrated is not None:
+        columns["calibrated"] = seen.calibrated.mean
+        for name in ("total", "aleatoric", "epistemic"):
+            columns[f"{name}_calibrated"] = getattr(seen.calibrated, name)
+    if seen.corrected is not None:
+        for name in ("sets", "lower", "upper", "answered", "reason"):
+            columns[name] = getattr(seen.corrected, name)
+    return columns

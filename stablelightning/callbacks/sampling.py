@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import lightning as L
 import torch
@@ -12,6 +12,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from stablelightning.callbacks.records import Observation
 from stablelightning.callbacks.scoring import task_and_class_dim
 from stablelightning.callbacks.steps import Calls, Step
+from stablelightning.checks import check_whole
+from stablelightning.errors import RecipeError
 from stablelightning.functional.uncertainty import is_label_probabilities
 from stablelightning.model.prediction import Prediction, Task
 from stablelightning.model.sample import Engine, mc_dropout
@@ -151,3 +153,25 @@ def _rows_in(inputs: Any, prediction: Prediction) -> int:
         if isinstance(leaf, torch.Tensor) and leaf.ndim:
             return len(leaf) if len(leaf) and predicted % len(leaf) == 0 else predicted
     return predicted
+
+
+def check_sampling(
+    samples: int, seed: int, engine: str, task: str, tolerance: float | None
+) -> None:
+    """Refuse settings of sampling that are out of their range.
+
+    Raises:
+        RecipeError: one is.
+    """
+    for name, value, least in (("samples", samples, 1), ("seed", seed, 0)):
+        check_whole(name, value, least=least)
+    for name, word, known in (
+        ("engine", engine, get_args(Engine)),
+        ("task", task, ("auto", *get_args(Task))),
+    ):
+        if word not in known:
+            raise RecipeError(f"{name} must be one of {', '.join(known)}, got {word!r}.")
+    if tolerance is not None and not tolerance > 0:
+        raise RecipeError(
+            f"tolerance must be > 0, got {tolerance}; leave it out to draw every sample."
+        )

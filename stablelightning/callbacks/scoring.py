@@ -16,7 +16,7 @@ from stablelightning.functional.scores import (
     gaussian_negative_log_likelihood,
     negative_log_likelihood,
 )
-from stablelightning.model.prediction import Task
+from stablelightning.model.prediction import Prediction, Task
 from stablelightning.model.summarize import infer_task
 from stablelightning.nn.heads import Gaussian
 
@@ -24,7 +24,7 @@ from stablelightning.nn.heads import Gaussian
 CALIBRATION_BINS = 15
 
 #: What is averaged as a square and told as its root.
-_ROOTS = ("rmse", "rmse_mc")
+_ROOTS = ("rmse", "rmse_mc", "rmse_calibrated", "rmse_answered")
 
 
 def task_and_class_dim(
@@ -130,6 +130,49 @@ def scores_of(
     if variance is not None:
         scores["nll"] = gaussian_negative_log_likelihood(mean, variance, target)
         scores["coverage_90"] = gaussian_coverage(mean, variance, target, level=0.9)
+    return scores
+
+
+def decision_scores(
+    prediction: Prediction, target: Tensor | None, fresh: Tensor
+) -> dict[str, Tensor]:
+    """What is told of the sets, the intervals and the answers of a batch, one number per row.
+
+    Args:
+        prediction: corrected, one row per row of the data.
+        target: ``(N,)``, ``None`` where there is none.
+        fresh: ``(N,)`` rows that count.
+
+    Returns:
+        ``set_size`` or ``width``, ``level`` and, with a target, ``coverage``; ``answered`` and,
+        with a target, ``accuracy_answered`` or ``rmse_answered`` of the rows that are answered.
+    """
+    scores: dict[str, Tensor] = {}
+    if prediction.sets is not None:
+        scores["set_size"] = prediction.sets.sum(1)
+        if target is not None:
+            known = target.long().clamp(0, prediction.sets.shape[1] - 1)
+            scores["coverage"] = prediction.sets.gather(1, known.unsqueeze(1)).squeeze(1)
+    elif prediction.lower is not None and prediction.upper is not None:
+        scores["width"] = prediction.upper - prediction.lower
+        if target is not None:
+            scores["coverage"] = (prediction.lower <= target) & (target <= prediction.upper)
+    if scores and prediction.level is not None:
+        scores["level"] = torch.full((len(fresh),), prediction.level, dtype=torch.float64)
+    counted = {name: each[fresh.to(each.device)] for name, each in scores.items()}
+    if prediction.answered is not None:
+        counted |= _answered_scores(prediction, prediction.answered, target, fresh)
+    return counted
+
+
+def _answered_scores(
+    prediction: Prediction, answered: Tensor, target: Tensor | None, fresh: Tensor
+) -> dict[str, Tensor]:
+    scores = {"answered": answered[fresh]}
+    if target is not None and prediction.task != "multilabel":
+        name = "accuracy" if prediction.task == "classification" else "rmse"
+        each = scores_of(prediction.task, prediction.mean, target)[name]
+        scores[f"{name}_answered"] = each[fresh & answered.to(fresh.device)]
     return scores
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -18,7 +18,7 @@ from stablelightning.callbacks.batches import inputs_and_target
 from stablelightning.callbacks.corrections import Corrections
 from stablelightning.callbacks.loaders import TestLoaders
 from stablelightning.callbacks.records import in_target_units
-from stablelightning.callbacks.sampling import BatchPredictor, target_scale
+from stablelightning.callbacks.sampling import BatchPredictor, check_sampling, target_scale
 from stablelightning.callbacks.steps import (
     Step,
     refuse_unsampled,
@@ -26,9 +26,8 @@ from stablelightning.callbacks.steps import (
     step_arguments,
     unobserved,
 )
-from stablelightning.checks import check_whole
-from stablelightning.errors import DataError, RecipeError, StableLightningWarning
-from stablelightning.model.prediction import Prediction, Task
+from stablelightning.errors import DataError, StableLightningWarning
+from stablelightning.model.prediction import Prediction
 from stablelightning.model.sample import Engine
 
 
@@ -63,6 +62,12 @@ class EstimateUncertainty(StableCallback):
       predicted. A data module's ``target_scale`` (mean, std) brings values back to the target's
       units.
 
+    Callbacks that correct predictions (:class:`~stablelightning.callbacks.Calibrate` and those of
+    conformal sets and decisions) are applied in the order of their rank, to what ``predict``
+    returns as well. The scores of a corrected mean are logged with ``_calibrated`` behind the name,
+    those of sets, intervals and answers as ``coverage`` beside ``level``, ``set_size`` or
+    ``width``, ``answered``, and ``accuracy_answered`` or ``rmse_answered``.
+
     With several processes every row is counted once, padding of the sampler left out, and
     every process logs the same values.
 
@@ -81,8 +86,10 @@ class EstimateUncertainty(StableCallback):
         rows: after a test, on process 0, columns of equal length for the (first) dataloader:
             ``index`` (position in the dataset as the loader goes through it), ``target``,
             ``mean`` (N, C) or (N,), ``total``, ``aleatoric``, ``epistemic``, ``variation_ratio``
-            and ``deterministic`` (what the plain pass says, in the shape of ``mean``). Empty for
-            dense outputs (pixels, tokens), whose scores are streamed.
+            and ``deterministic`` (what the plain pass says, in the shape of ``mean``); where it is
+            corrected also ``calibrated`` (as ``mean``), ``total_calibrated`` and so on, ``sets``,
+            ``lower``, ``upper``, ``answered`` and ``reason``. Empty for dense outputs (pixels,
+            tokens), whose scores are streamed.
         all_rows: the same for every dataloader.
 
     Raises:
@@ -119,7 +126,7 @@ class EstimateUncertainty(StableCallback):
         tolerance: float | None = None,
         required: bool = True,
     ) -> None:
-        _check_settings(samples, seed, engine, task, tolerance)
+        check_sampling(samples, seed, engine, task, tolerance)
         self.samples = samples
         self.seed = seed
         self.engine: Engine = engine
@@ -385,20 +392,3 @@ def gives_features(pl_module: L.LightningModule) -> bool:
         False
     """
     return bool(getattr(pl_module, "gives_features", False))
-
-
-def _check_settings(
-    samples: int, seed: int, engine: str, task: str, tolerance: float | None
-) -> None:
-    for name, value, least in (("samples", samples, 1), ("seed", seed, 0)):
-        check_whole(name, value, least=least)
-    for name, word, known in (
-        ("engine", engine, get_args(Engine)),
-        ("task", task, ("auto", *get_args(Task))),
-    ):
-        if word not in known:
-            raise RecipeError(f"{name} must be one of {', '.join(known)}, got {word!r}.")
-    if tolerance is not None and not tolerance > 0:
-        raise RecipeError(
-            f"tolerance must be > 0, got {tolerance}; leave it out to draw every sample."
-        )

@@ -175,7 +175,8 @@ def count_validation_rows(trainer: L.Trainer) -> int | None:
     limit, size = trainer.limit_val_batches, getattr(flat[0], "batch_size", None)
     if isinstance(limit, int) and size is not None:
         return min(len(dataset), limit * int(size) * trainer.world_size)
-    return int(len(dataset))
+    rows: int = len(dataset)
+    return rows
 
 
 def _loader(trainer: L.Trainer) -> tuple[Any, float]:
