@@ -122,9 +122,23 @@ class ConformalSets(Calibrator):
             ModelError: not fitted yet, or a prediction of another task.
             DataError: rows that it was fitted on, NaN, or no probabilities.
         """
+        self._refuse_seen(rows)
+        return self.drawn_by(rows, prediction)
+
+    def drawn_by(self, rows: Tensor | None, prediction: Prediction) -> Prediction:
+        """As a call, for one who has seen to it that the rows are not those of :meth:`fit`.
+
+        Args:
+            rows: what names the rows; draws of a score depend on nothing else.
+            prediction: of these rows.
+
+        Raises:
+            ModelError: not fitted yet, or a prediction of another task.
+            DataError: NaN, or no probabilities.
+        """
         self._rows = rows
         try:
-            return super().__call__(prediction, rows=rows)
+            return super().__call__(prediction)
         finally:
             self._rows = None
 

@@ -203,7 +203,13 @@ class FittedAfterTraining(Correction):
                     f"{self.name} must not be judged by the rows that it was fitted on, got "
                     f"{self._again} of them in {self._counted}; test on data of its own."
                 )
-        return self.calibrator(prediction)
+        return self._corrected(self.calibrator, prediction, keys)
+
+    def _corrected(
+        self, calibrator: Calibrator, prediction: Prediction, keys: Tensor | None
+    ) -> Prediction:
+        """Without the rows' keys: whether they were seen has been counted over all batches."""
+        return calibrator(prediction)
 
     def _or_step_aside(self, check: Any) -> bool:
         try:
