@@ -1,6 +1,7 @@
 """Dropout with cheap masks, and attention that drops its weights in the open."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -57,6 +58,7 @@ def attention_with_dropout(
     mask: Tensor | None,
     p: float,
     scale: float | None,
+    drop: Callable[[Tensor, float], Tensor] = dropout_from_integers,
 ) -> Tensor:
     """Scaled dot-product attention with dropout on the weights, one visible operation at a time.
 
@@ -67,6 +69,7 @@ def attention_with_dropout(
         mask: broadcast to ``(..., L, S)``; boolean (True takes part) or added to the scores.
         p: dropout probability of the weights, in [0, 1).
         scale: factor of the scores; ``None`` is 1/sqrt(E).
+        drop: the dropout; the cheap one unless another is given.
 
     Returns:
         ``(..., L, V)``.
@@ -85,4 +88,4 @@ def attention_with_dropout(
         scores = (
             scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
         )
-    return dropout_from_integers(scores.softmax(-1), p) @ value
+    return drop(scores.softmax(-1), p) @ value

@@ -43,11 +43,17 @@ class CheapDropout(TorchFunctionMode):
     Args:
         out_of_place: treat in-place dropout as out-of-place; only where nothing reads its input
             again.
+        cheap: draw from integers; ``False`` leaves torch's own draws, in the open.
+        everywhere: open attention that drops its weights on every device.
     """
 
-    def __init__(self, *, out_of_place: bool = False) -> None:
+    def __init__(
+        self, *, out_of_place: bool = False, cheap: bool = True, everywhere: bool = False
+    ) -> None:
         super().__init__()
         self._out_of_place = out_of_place
+        self._cheap = cheap
+        self._everywhere = everywhere
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         handler = _HANDLERS.get(func)
@@ -62,16 +68,16 @@ class CheapDropout(TorchFunctionMode):
 
     def opens_attention(self, tensors: tuple[Tensor, ...], p: float) -> bool:
         """Whether attention is computed one visible operation at a time."""
-        return p > 0 and tensors[0].device.type == "cpu"
+        return p > 0 and (self._everywhere or tensors[0].device.type == "cpu")
 
     def _dropout(
         self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
     ) -> Tensor:
         if not training or p == 0 or p >= 1 or (inplace and not self._out_of_place):
             return functional.dropout(input, p, training, inplace)
-        return dropout_from_integers(input, p)
+        return dropout_from_integers(input, p) if self._cheap else functional.dropout(input, p)
 
-    def _attention(
+    def attention(
         self,
         query: Tensor,
         key: Tensor,
@@ -82,6 +88,7 @@ class CheapDropout(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
+        """``F.scaled_dot_product_attention``, one visible operation at a time where it drops."""
         if not self.opens_attention((query, key, value), dropout_p):
             return functional.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale,
@@ -93,23 +100,27 @@ class CheapDropout(TorchFunctionMode):
         if enable_gqa:
             groups = query.shape[-3] // key.shape[-3]
             key, value = (x.repeat_interleave(groups, -3) for x in (key, value))
-        return attention_with_dropout(query, key, value, mask=attn_mask, p=dropout_p, scale=scale)
+        drop = dropout_from_integers if self._cheap else functional.dropout
+        return attention_with_dropout(
+            query, key, value, mask=attn_mask, p=dropout_p, scale=scale, drop=drop
+        )
 
 
 _HANDLERS: dict[Any, Any] = {
     functional.dropout: CheapDropout._dropout,
-    functional.scaled_dot_product_attention: CheapDropout._attention,
+    functional.scaled_dot_product_attention: CheapDropout.attention,
 }
 
 
 class SampleAxis(CheapDropout):
     """What draws inside ``vmap`` need: the sample axis where torch would draw without it."""
 
-    def __init__(self, marker: Tensor, *, out_of_place: bool) -> None:
-        super().__init__(out_of_place=out_of_place)
+    def __init__(self, marker: Tensor, *, out_of_place: bool = False, cheap: bool = True) -> None:
+        super().__init__(out_of_place=out_of_place, cheap=cheap)
         self._marker = marker  # zero, and the only tensor that has the axis from the start
 
     def other(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Every call that is not dropout or attention."""
         if func in _EMPTY:
             empty = func(*args, **kwargs)
             return empty + self._marker.to(dtype=empty.dtype, device=empty.device)
@@ -119,7 +130,7 @@ class SampleAxis(CheapDropout):
         if func in _RECURRENT and self._is_live(args):
             raise CannotBatch("a fused recurrent kernel comes after the first draw")
         if func is functional.multi_head_attention_forward:
-            return self._multi_head(args, kwargs)
+            return multi_head_in_the_open(args, kwargs)
         if func is functional.adaptive_avg_pool2d and _has_axis(args[0]) and _pools_all(args):
             return args[0].mean((-2, -1), keepdim=True)  # vmap would loop over the samples
         return func(*args, **kwargs)
@@ -138,15 +149,16 @@ class SampleAxis(CheapDropout):
         )
         return draws or any(isinstance(x, Tensor) and _has_axis(x) for x in tree_leaves(args))
 
-    @staticmethod
-    def _multi_head(args: Any, kwargs: Any) -> Any:
-        if kwargs.get("need_weights", True):
-            return functional.multi_head_attention_forward(*args, **kwargs)
-        # The path that returns the weights also drops them in the open.
-        output, _ = functional.multi_head_attention_forward(
-            *args, **{**kwargs, "need_weights": True, "average_attn_weights": False}
-        )
-        return output, None
+
+def multi_head_in_the_open(args: Any, kwargs: Any) -> Any:
+    """``F.multi_head_attention_forward``, its weights dropped by an operation of its own."""
+    if kwargs.get("need_weights", True):
+        return functional.multi_head_attention_forward(*args, **kwargs)
+    # The path that returns the weights also drops them in the open.
+    output, _ = functional.multi_head_attention_forward(
+        *args, **{**kwargs, "need_weights": True, "average_attn_weights": False}
+    )
+    return output, None
 
 
 def _pools_all(args: Any) -> bool:
@@ -157,8 +169,16 @@ def _has_axis(tensor: Tensor) -> bool:
     return bool(torch._C._functorch.is_batchedtensor(tensor))
 
 
-def vmapped(run: Callable[[], Any], marker: Tensor, *, out_of_place: bool = False) -> Any:
+def vmapped(
+    run: Callable[[], Any], marker: Tensor, *, out_of_place: bool = False, cheap: bool = True
+) -> Any:
     """As many samples as ``marker`` has zeros, by one pass under ``torch.vmap``.
+
+    Args:
+        run: one pass.
+        marker: zeros.
+        out_of_place: as for :class:`CheapDropout`.
+        cheap: likewise.
 
     Raises:
         CannotBatch: vmap refuses an operation of the live part, or the output is not tensors.
@@ -171,7 +191,7 @@ def vmapped(run: Callable[[], Any], marker: Tensor, *, out_of_place: bool = Fals
 
     def one(zero: Tensor) -> tuple[Tensor, ...]:
         nonlocal spec, others
-        with SampleAxis(zero, out_of_place=out_of_place):
+        with SampleAxis(zero, out_of_place=out_of_place, cheap=cheap):
             leaves, spec = tree_flatten(run())
         others = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))

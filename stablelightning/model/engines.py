@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from stablelightning.model.batched import CannotBatch, CheapDropout, vmapped
 from stablelightning.model.collect import detached_copies, stack_outputs
+from stablelightning.model.masks import ONE, MaskStream, Pass
 from stablelightning.model.replay import Replay
 from stablelightning.model.rows import count_rows, repeated
 from stablelightning.model.stochastic import StochasticModules
@@ -29,12 +31,14 @@ class Sampled:
         function: what is called with the inputs; the model itself, or a method of it.
         inputs: ``(args, kwargs)``.
         found: its random modules.
+        masks: answers for what is drawn; ``None`` leaves the draws to torch.
     """
 
     model: nn.Module
     function: Callable[..., Any]
     inputs: tuple[tuple[Any, ...], dict[str, Any]]
     found: StochasticModules = field(default_factory=StochasticModules)
+    masks: MaskStream | None = None
 
     def __post_init__(self) -> None:
         """Flatten the inputs once."""
@@ -42,13 +46,16 @@ class Sampled:
         flat = not kwargs and all(isinstance(a, Tensor) for a in args)
         self.leaves: list[Any] = list(args) if flat else tree_leaves(self.inputs)
 
-    def run(self) -> Any:
+    def run(self, passed: Pass = ONE) -> Any:
         """One pass on the inputs."""
-        return self.function(*self.inputs[0], **self.inputs[1])
+        return self.on(self.inputs, passed)
 
-    def on(self, inputs: Any) -> Any:
+    def on(self, inputs: Any, passed: Pass = ONE) -> Any:
         """One pass on other inputs of the same structure."""
-        return self.function(*inputs[0], **inputs[1])
+        if self.masks is None:
+            return self.function(*inputs[0], **inputs[1])
+        with self.masks.watching(passed):
+            return self.function(*inputs[0], **inputs[1])
 
     @property
     def device(self) -> torch.device:
@@ -100,8 +107,11 @@ def vmap(
     each = -(-samples // passes)  # equal passes, so that each takes the path of the first
     marker = torch.zeros(each, device=sampled.device)
 
+    stacked = partial(sampled.run, Pass(stacked=each))
+    cheap = sampled.masks is None
+
     def batch() -> Any:
-        return vmapped(sampled.run, marker, out_of_place=out_of_place)
+        return vmapped(stacked, marker, out_of_place=out_of_place, cheap=cheap)
 
     if passes == 1:
         yield _settled(batch(), samples, copy=False)
@@ -128,8 +138,9 @@ def repeat(sampled: Sampled, samples: int, *, chunk: int, cheap: bool = True) ->
     """
     rows = count_rows(sampled.leaves)
     for number in _split(samples, chunk):
-        with CheapDropout() if cheap else nullcontext():
-            output = repeated(sampled.on, sampled.inputs, number, rows=rows)
+        call = partial(sampled.on, passed=Pass(copies=number))
+        with CheapDropout() if cheap and sampled.masks is None else nullcontext():
+            output = repeated(call, sampled.inputs, number, rows=rows)
         yield output
 
 

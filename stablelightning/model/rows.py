@@ -34,7 +34,7 @@ def repeated(call: Callable[[Any], Any], inputs: Any, number: int, *, rows: int)
     Raises:
         CannotBatch: an output does not have one row per input row.
     """
-    output = call(_times(inputs, number, rows))
+    output = call(copies_of(inputs, number, rows))
 
     def split(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.shape[0] != number * rows:
@@ -54,9 +54,11 @@ def count_rows(leaves: list[Any]) -> int:
     return 0 if first is None else int(first.shape[0])
 
 
-def _times(inputs: Any, number: int, rows: int) -> Any:
+def copies_of(inputs: Any, number: int, rows: int) -> Any:
+    """The inputs with every row ``number`` times, whole copies one after the other."""
+
     def times(leaf: Any) -> Any:
-        if not _is_rows(leaf, rows):
+        if not is_rows(leaf, rows):
             return leaf
         many = leaf.unsqueeze(0).expand(number, *leaf.shape)
         return many.reshape(number * rows, *leaf.shape[1:])  # Tensor.repeat costs five times this
@@ -100,12 +102,12 @@ def rows_are_independent(
 
 
 def _steady_rows_agree(steady: Callable[[Any], Any], inputs: Any, rows: int) -> bool:
-    others = tree_map(lambda x: _other_rows(x, rows), inputs)
+    others = tree_map(lambda x: other_rows(x, rows), inputs)
     alone = _rowwise(steady(inputs), rows)
-    behind = _rowwise(steady(_join(others, inputs, rows)), 2 * rows)
-    before = _rowwise(steady(_join(inputs, others, rows)), 2 * rows)
+    behind = _rowwise(steady(join(others, inputs, rows)), 2 * rows)
+    before = _rowwise(steady(join(inputs, others, rows)), 2 * rows)
     return all(
-        _close(a, b[rows:]) and _close(a, c[:rows])
+        close(a, b[rows:]) and close(a, c[:rows])
         for a, b, c in zip(alone, behind, before, strict=True)
     )
 
@@ -114,7 +116,7 @@ def _draws_are_per_row(call: Callable[[Any], Any], inputs: Any, rows: int) -> bo
     surveys = []
     for number in (1, 2):
         with undisturbed_generators(), Survey() as survey:
-            call(_times(inputs, number, rows))
+            call(copies_of(inputs, number, rows))
         surveys.append(survey)
     if any(survey.reads_values for survey in surveys):
         return False  # a branch would be taken for all rows and samples at once
@@ -123,14 +125,14 @@ def _draws_are_per_row(call: Callable[[Any], Any], inputs: Any, rows: int) -> bo
 
 def _poison_stays(call: Callable[[Any], Any], inputs: Any, rows: int) -> bool:
     poison = tree_map(
-        lambda x: x.new_full(x.shape, float("nan")) if _is_rows(x, rows, real=True) else x, inputs
+        lambda x: x.new_full(x.shape, float("nan")) if is_rows(x, rows, real=True) else x, inputs
     )
     with undisturbed_generators():
         alone = _rowwise(call(inputs), rows)
         with _PoisonedDraws(rows, slice(rows, None)):
-            before = _rowwise(call(_join(inputs, poison, rows)), 2 * rows)
+            before = _rowwise(call(join(inputs, poison, rows)), 2 * rows)
         with _PoisonedDraws(rows, slice(0, rows)):
-            behind = _rowwise(call(_join(poison, inputs, rows)), 2 * rows)
+            behind = _rowwise(call(join(poison, inputs, rows)), 2 * rows)
     return not any(
         ((b[:rows].isnan() | c[rows:].isnan()) & ~a.isnan()).any()
         for a, b, c in zip(alone, before, behind, strict=True)
@@ -152,18 +154,20 @@ class _PoisonedDraws(TorchDispatchMode):
         output = func(*args, **(kwargs or {}))
         if watch is not None and watch.moved():
             for drawn in output if isinstance(output, tuple) else (output,):
-                if _is_rows(drawn, 2 * self._rows, real=True):
+                if is_rows(drawn, 2 * self._rows, real=True):
                     drawn[self._which] = float("nan")
         return output
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def close(a: Tensor, b: Tensor) -> bool:
+    """Whether two results of the same rows are equal but for rounding."""
     a, b = a.float(), b.float()
     scale = float(a.nan_to_num(0, 0, 0).abs().mean())
     return torch.allclose(a, b, rtol=_ROUNDING, atol=_ROUNDING * scale, equal_nan=True)
 
 
-def _is_rows(leaf: Any, rows: int, *, real: bool = False) -> bool:
+def is_rows(leaf: Any, rows: int, *, real: bool = False) -> bool:
+    """Whether a leaf is a tensor with so many rows (``real``: of floating point numbers)."""
     if not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.shape[0] != rows:
         return False
     return leaf.is_floating_point() or not real
@@ -176,16 +180,18 @@ def _rowwise(output: Any, rows: int) -> list[Tensor]:
     return leaves
 
 
-def _join(first: Any, second: Any, rows: int) -> Any:
+def join(first: Any, second: Any, rows: int) -> Any:
+    """The rows of ``first`` before those of ``second``."""
+
     def join(a: Any, b: Any) -> Any:
-        return torch.cat([a, b]) if _is_rows(a, rows) else a
+        return torch.cat([a, b]) if is_rows(a, rows) else a
 
     return tree_map(join, first, second)
 
 
-def _other_rows(leaf: Any, rows: int) -> Any:
+def other_rows(leaf: Any, rows: int) -> Any:
     """Plausible rows that differ from the given ones: mirrored, and for numbers also stretched."""
-    if not _is_rows(leaf, rows):
+    if not is_rows(leaf, rows):
         return leaf
     mirrored = leaf.flip(-1) if leaf.ndim > 1 else leaf.flip(0)
     return mirrored * 1.5 + 0.25 if leaf.is_floating_point() else mirrored

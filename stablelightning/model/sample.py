@@ -4,7 +4,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -26,6 +26,8 @@ from stablelightning.model.collect import concatenate_chunks
 from stablelightning.model.engines import STACK, Sampled, loop, repeat, replay, vmap
 from stablelightning.model.generators import GeneratorState, GeneratorWatch, preserved_generators
 from stablelightning.model.inputs import arguments_of
+from stablelightning.model.mask_axes import row_axes, start_masks
+from stablelightning.model.masks import Masks
 from stablelightning.model.plan import Plan, plan_key, remember, remembered
 from stablelightning.model.prediction import Prediction
 from stablelightning.model.stochastic import sampling_mode, stochastic_modules
@@ -40,6 +42,7 @@ class _Settings:
     chunk_size: int | None
     call: Callable[..., Any] | None
     also: tuple[type, ...]
+    masks: Masks
 
 
 def sample_predictions(
@@ -52,6 +55,7 @@ def sample_predictions(
     chunk_size: int | None = None,
     call: Callable[..., Any] | None = None,
     also: tuple[type, ...] = (),
+    masks: Masks = "independent",
 ) -> Any:
     """Run a model many times with its randomness on; the outputs gain a leading sample axis.
 
@@ -65,12 +69,17 @@ def sample_predictions(
         chunk_size: most samples computed at once, >= 1; ``None`` lets the engine choose.
         call: what is called with the inputs instead of the model itself.
         also: further module classes to switch on, such as ``nn.RReLU``.
+        masks: ``"independent"``: as the model draws them. ``"balanced"``: each unit is dropped
+            equally often over the T samples, so that fewer of them give the same mean; each sample
+            by itself is as ever. ``"consistent"``: sample t drops the same units for every row, of
+            every batch where a ``seed`` is given. ``"balanced_consistent"``: both.
 
     Returns:
         The model's own output structure, each tensor ``(T, ...)``.
 
     Raises:
-        RecipeError: ``samples`` or ``chunk_size`` below 1, or an unknown engine.
+        RecipeError: ``samples`` or ``chunk_size`` below 1, an unknown engine or kind of masks.
+        ModelError: the model draws in a way for which there are no such masks.
         NothingRandomError: no random number was drawn.
         EngineError: the engine that was asked for by name cannot run this model.
 
@@ -83,6 +92,7 @@ def sample_predictions(
         torch.Size([20, 5, 3])
     """
     settings = _settings(samples, engine, chunk_size=chunk_size, call=call, also=also)
+    settings = replace(settings, masks=_checked(masks))
     kept: list[Any] = []
     with closing(_stream(model, inputs, samples, seed, settings)) as stream:
         for chunk, _ in stream:
@@ -102,6 +112,7 @@ def mc_dropout(
     keep_samples: bool = False,
     class_dim: int = 1,
     call: Callable[..., Any] | None = None,
+    masks: Masks = "independent",
 ) -> Prediction:
     """Predict with Monte Carlo dropout: the mean of the samples, and what is not known about it.
 
@@ -118,6 +129,9 @@ def mc_dropout(
         keep_samples: keep the samples themselves in ``Prediction.samples``.
         class_dim: where the classes are, 1 as in ``F.cross_entropy``; -1 for ``(N, L, C)`` tokens.
         call: what is called with the inputs instead of the model itself.
+        masks: which masks the samples get, as for :func:`sample_predictions`. The strata of
+            ``"balanced"`` are over all ``samples``; the standard error remains that of independent
+            masks, which is more than theirs.
 
     Returns:
         A :class:`Prediction`. Class scores may be logits or probabilities; the mean is always over
@@ -125,6 +139,7 @@ def mc_dropout(
 
     Raises:
         RecipeError: a setting is out of its range.
+        ModelError: the model draws in a way for which there are no such masks.
         DataError: the inputs contain NaN, and so does the prediction.
         NothingRandomError: no random number was drawn.
 
@@ -146,6 +161,7 @@ def mc_dropout(
     settings = _settings(
         samples, engine, chunk_size=None if tolerance is None else _FEWEST_TO_STOP, call=call
     )
+    settings = replace(settings, masks=_checked(masks))
     summary: Summary | None = None
     kept: list[Any] = []
     name: str = engine
@@ -214,13 +230,17 @@ def _stream(
         sampled.found = stochastic_modules(model, sampled.run, also=settings.also)
         seeded = nullcontext() if seed is None else preserved_generators(seed)
         with seeded, sampling_mode(sampled.found):
+            start_masks(sampled, settings.masks, samples, seed)
             watch = GeneratorWatch()
             checked = False
             for chunk, name in _run_engine(sampled, samples, settings):
                 if not checked and chunk is not None:
                     checked = True
-                    if not watch.moved() and not _differs(chunk):
+                    drew = watch.moved() or (sampled.masks is not None and sampled.masks.answered)
+                    if not drew and not _differs(chunk):
                         raise _nothing_random(model)
+                    if sampled.masks is not None:
+                        sampled.masks.check()
                 yield chunk, name
 
 
@@ -240,7 +260,9 @@ def _planned(sampled: Sampled, samples: int, limit: int | None) -> Iterator[tupl
     key = plan_key(sampled, samples, limit)
     plan = remembered(sampled.model, key)
     if plan is None:
-        plan = remember(sampled.model, key, study(sampled, samples, limit=limit))
+        # How masks are dealt does not change what a pass costs.
+        unmasked = replace(sampled, masks=None)
+        plan = remember(sampled.model, key, study(unmasked, samples, limit=limit))
     if plan.engine == "replay":
         yield from _replayed(sampled, samples, plan)
         return
@@ -249,12 +271,16 @@ def _planned(sampled: Sampled, samples: int, limit: int | None) -> Iterator[tupl
         yield from _batched(sampled, samples, plan.limited(limit))
     except CannotBatch as refusal:
         start.restore()
+        if sampled.masks is not None:
+            sampled.masks.restart()
         plan = remember(sampled.model, key, Plan("replay", 1, str(refusal)))
         yield None, plan.describe()
         yield from _replayed(sampled, samples, plan)
 
 
 def _batched(sampled: Sampled, samples: int, plan: Plan) -> Iterator[tuple[Any, str]]:
+    if plan.engine == "repeat" and sampled.masks is not None:
+        sampled.masks.axes = row_axes(sampled)
     chunks = (
         repeat(sampled, samples, chunk=plan.chunk, cheap=plan.cheap)
         if plan.engine == "repeat"
@@ -284,7 +310,7 @@ def _by_name(sampled: Sampled, samples: int, settings: _Settings) -> Iterator[tu
         plan = remembered(sampled.model, key)
         if plan is None:
             check = check_repeat if settings.engine == "repeat" else check_vmap
-            plan = remember(sampled.model, key, check(sampled, chunk))
+            plan = remember(sampled.model, key, check(replace(sampled, masks=None), chunk))
         yield from _batched(sampled, samples, plan)
     except CannotBatch as refusal:
         raise EngineError(
@@ -317,7 +343,13 @@ def _settings(
         check_whole("chunk_size", chunk_size, least=1)
     if engine not in get_args(Engine):
         raise RecipeError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}.")
-    return _Settings(engine, chunk_size, call, also)
+    return _Settings(engine, chunk_size, call, also, "independent")
+
+
+def _checked(masks: Masks) -> Masks:
+    if masks not in get_args(Masks):
+        raise RecipeError(f"masks must be one of {', '.join(get_args(Masks))}, got {masks!r}.")
+    return masks
 
 
 def _differs(chunk: Any) -> bool:
