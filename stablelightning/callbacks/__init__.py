@@ -24,6 +24,7 @@ from stablelightning.callbacks.initialize import InitializeWeights
 from stablelightning.callbacks.learning_rate import FindLearningRate, HalveLearningRate
 from stablelightning.callbacks.monitor import MonitorSignals
 from stablelightning.callbacks.optimizer_modes import SwitchOptimizerModes
+from stablelightning.callbacks.predictions import WritePredictions
 from stablelightning.callbacks.pretrain import PretrainFirst
 from stablelightning.callbacks.recommended import recommended_callbacks
 from stablelightning.callbacks.regularize import (
@@ -69,5 +70,6 @@ __all__ = [
     "TrainHead",
     "TrainLastGroups",
     "UnfreezeGradually",
+    "WritePredictions",
     "recommended_callbacks",
 ]

@@ -3,14 +3,10 @@
 import argparse
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from stablelightning.cli.output import check_writable
 from stablelightning.cli.run import LightParser
 from stablelightning.errors import CheckpointError, RecipeError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _TRAINING_PATH = re.compile(r"^--data\.(init_args\.)?(path|root)(?==|$)")
 
@@ -28,7 +24,8 @@ Predict with the best checkpoint of a run, and write one row per input.
   --output FILE     a .parquet file; RUN_FOLDER/predict-<n>.parquet otherwise
   --checkpoint FILE another checkpoint than RUN_FOLDER/checkpoints/best.ckpt
   --weights_only=false  load a checkpoint that holds Python objects; they run code, so trust it
-  --KEY=VALUE       override any other setting, such as --stable.uncertainty.samples=200
+  --KEY=VALUE       override any other setting, such as --stable.uncertainty.samples=200, or
+                    --trainer.devices=2 for two processes that write one file
 
 stablelightning predict --config FILE predicts as LightningCLI does; see
 stablelightning predict --config FILE --help."""
@@ -60,83 +57,42 @@ def main(arguments: list[str]) -> int:
     check_writable(output.parent)
     overrides = _with_data(config, options.data, rest[1:])
     _predict(config, checkpoint, output, overrides, weights_only=options.weights_only)
-    print(f"Predictions: {output}")
     return 0
 
 
 def _predict(
     config: Path, checkpoint: Path, output: Path, overrides: list[str], *, weights_only: bool
 ) -> None:
-    from stablelightning.cli.leave import names_of, with_dataset_rows
+    from stablelightning.callbacks.predictions import WritePredictions
     from stablelightning.cli.lightning import StableCLI, checkpoint_errors
+    from stablelightning.cli.processes import end_together
     from stablelightning.cli.quiet import quiet
     from stablelightning.model.backbones import without_weights
-    from stablelightning.report.summary import write_predictions
 
     quiet()
-    # One process, so that the rows come in order, and no record of the prediction as if of a run.
+    # One process unless more are asked for, and no record of the prediction as if of a run.
     arguments = [f"--config={config}", "--trainer.logger=false", "--trainer.devices=1"]
-    arguments += ["--trainer.strategy=auto", "--trainer.default_root_dir=null", *overrides]
+    arguments += ["--trainer.strategy=auto", "--trainer.default_root_dir=null"]
+    arguments += ["--stable.predictions=null", *overrides]
     with without_weights():  # the checkpoint brings them
         cli = StableCLI(arguments, run=False)
+    writer = WritePredictions(output.parent, name=output.name)
+    cli.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
     with checkpoint_errors(str(checkpoint)):
-        predictions = cli.trainer.predict(
+        cli.trainer.predict(
             cli.model,
             datamodule=cli.datamodule,
+            return_predictions=False,
             ckpt_path=str(checkpoint),
             weights_only=weights_only,
         )
-    rows = rows_of(predictions)
-    if getattr(cli.datamodule, "predict_path", None) is None:  # the test set, then
-        rows = with_dataset_rows(rows, cli.datamodule)
-    names = names_of(rows, cli.datamodule, "predict_files")
-    if getattr(cli.model, "gives_features", False):  # whose largest is no class
-        rows = {"feature" if name == "mean" else name: value for name, value in rows.items()}
-    write_predictions(output.parent, rows, name=output.name, **names)
-
-
-def rows_of(predictions: Any) -> "dict[str, Tensor]":
-    """Columns of equal length from what ``Trainer.predict`` returned, batch by batch.
-
-    A :class:`~stablelightning.Prediction` gives its mean and its uncertainties, a tensor is the
-    mean, a ``Gaussian`` its mean and its variance as ``aleatoric``.
-
-    Raises:
-        RecipeError: nothing was predicted, or the batches are none of these.
-    """
-    import torch
-
-    from stablelightning.model.prediction import Prediction
-    from stablelightning.model.summarize import select_output
-
-    parts: list[dict[str, Any]] = []
-    for batch in _flat(predictions):
-        if isinstance(batch, Prediction):
-            names = ("mean", "total", "aleatoric", "epistemic", "variation_ratio")
-            parts.append({name: getattr(batch, name) for name in names})
-        else:
-            output = select_output(batch)
-            gaussian = not isinstance(output, torch.Tensor)
-            mean, variance = output if gaussian else (output, None)
-            parts.append({"mean": mean, "aleatoric": variance})
-    if not parts:
+    if writer.path is None:
         raise RecipeError(
             "predict needs at least one batch, and the data gave none; name other data with --data."
         )
-    given = [name for name, value in parts[0].items() if value is not None]
-    rows = {name: torch.cat([part[name].cpu() for part in parts]) for name in given}
-    return {"index": torch.arange(len(rows["mean"])), **rows}
-
-
-def _flat(predictions: Any) -> list[Any]:
-    """The batches of all dataloaders, in their order."""
-    from stablelightning.model.prediction import Prediction
-
-    flat: list[Any] = []
-    for entry in predictions or []:
-        nested = isinstance(entry, list) and entry and isinstance(entry[0], Prediction)
-        flat += entry if nested else [entry]
-    return flat
+    if cli.trainer.is_global_zero:
+        print(f"Predictions: {writer.path}")
+    end_together()
 
 
 def _checkpoint(folder: Path, wanted: str | None) -> Path:

@@ -122,6 +122,11 @@ SLOTS = (
         unasked={"required": False},
     ),
     Slot(
+        "predictions",
+        "stablelightning.callbacks.predictions.WritePredictions",
+        "One table of what predict predicts, on any number of processes.",
+    ),
+    Slot(
         "optimizer_modes",
         "stablelightning.callbacks.optimizer_modes.SwitchOptimizerModes",
         "Schedule-free optimizers are in the mode that the moment needs; around others, nothing.",

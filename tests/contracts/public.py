@@ -51,6 +51,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "TrainLastGroups": {"count": 1, "layer_decay": 0.5},
     "UnfreezeGradually": {"every_n_steps": 3},
     "MonitorSignals": {"every_n_steps": 3, "window": 8, "dead_share": 0.9},
+    "WritePredictions": {
+        "folder": f"{gettempdir()}/stablelightning-predictions",
+        "name": "p.parquet",
+    },
 }
 
 #: Callbacks that must not change what is learned.
@@ -62,6 +66,7 @@ OBSERVERS = {
     "MeasureGap",
     "MonitorSignals",
     "SaveBackbone",
+    "WritePredictions",
 }
 
 #: Callbacks that cannot do what they are for around a model with nothing random in it.

@@ -1,0 +1,272 @@
+"""Tables larger than memory in the order of their index: sorted runs on disk, then one merge."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+from stablelightning.errors import DataError, OutputError
+from stablelightning.optional import require
+from stablelightning.words import reason_of
+
+INDEX = "index"
+
+#: Rows wait in memory until there are so many bytes of them.
+_BUFFER_BYTES = 16 * 2**20
+#: What is read of one run at a time while merging.
+_BLOCK_BYTES = 2**20
+#: Runs that are open at once, well below what a process may open.
+_MOST_OPEN = 200
+
+
+class SortedRuns:
+    """Rows on their way to disk, as files in each of which the index only grows.
+
+    Rows that come in order make one run, however many there are; rows that do not are sorted
+    within the memory that they wait in, and make as many runs as that memory was filled.
+
+    Args:
+        folder: where the files go; it exists.
+        prefix: how their names begin, different for each process.
+
+    Example:
+        >>> import tempfile, pyarrow
+        >>> runs = SortedRuns(Path(tempfile.mkdtemp()), "first")
+        >>> runs.add(pyarrow.table({"index": [2, 0], "mean": [0.2, 0.0]}))
+        >>> [table.to_pydict() for table in merged(runs.close())]
+        [{'index': [0, 2], 'mean': [0.0, 0.2]}]
+    """
+
+    def __init__(self, folder: Path, prefix: str) -> None:
+        self.rows = 0
+        self._folder, self._prefix = folder, prefix
+        self._waiting: list[Any] = []
+        self._bytes = 0
+        self._paths: list[Path] = []
+        self._run: _Run | None = None
+
+    def add(self, table: Any) -> None:
+        """Add rows.
+
+        Args:
+            table: a ``pyarrow.Table`` with a column ``index`` of whole numbers.
+
+        Raises:
+            OutputError: the disk is full, or the folder is gone.
+        """
+        self.rows += len(table)
+        self._waiting.append(table)
+        self._bytes += table.nbytes
+        if self._bytes >= _BUFFER_BYTES:
+            self._write()
+
+    def close(self) -> list[Path]:
+        """Write what waits, and give the files.
+
+        Raises:
+            OutputError: the disk is full, or the folder is gone.
+        """
+        self._write()
+        self._end_run()
+        return self._paths
+
+    def discard(self) -> None:
+        """Delete the files; may be called at any time, and twice."""
+        self._waiting = []
+        with suppress(Exception):  # a run that cannot be ended can still be deleted
+            self._end_run()
+        self._run = None
+        for path in self._paths:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        waiting, self._waiting, self._bytes = self._waiting, [], 0
+        for table in _alike(waiting):
+            table = _in_order(table.combine_chunks())  # else every batch would be a block
+            if not len(table):
+                continue
+            if self._run is not None and not self._run.goes_on_with(table):
+                self._end_run()
+            try:
+                if self._run is None:
+                    path = self._folder / f"{self._prefix}-{len(self._paths)}.arrow"
+                    self._paths.append(path)
+                    self._run = _Run(path, table.schema)
+                self._run.write(table)
+            except OSError as error:
+                raise OutputError(
+                    f"predictions must be written to {self._folder}, and that failed "
+                    f"({error.strerror or reason_of(error)}); choose another folder or free this "
+                    "one."
+                ) from error
+
+    def _end_run(self) -> None:
+        run, self._run = self._run, None
+        if run is not None:
+            run.close()
+
+
+class _Run:
+    """One file being written."""
+
+    def __init__(self, path: Path, schema: Any) -> None:
+        ipc = require("pyarrow.ipc", extra="recipes")
+        self._schema = schema
+        self._writer = ipc.new_file(str(path), schema)
+        self._last = -1
+
+    def goes_on_with(self, table: Any) -> bool:
+        follows = int(table[INDEX][0].as_py()) > self._last
+        return follows and bool(self._schema.equals(table.schema))
+
+    def write(self, table: Any) -> None:
+        self._writer.write_table(table, max_chunksize=_rows_of_a_block(table))
+        self._last = table[INDEX][-1].as_py()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def merged(paths: Sequence[Path]) -> Iterator[Any]:
+    """The rows of sorted runs as tables that follow each other in order, each index once.
+
+    Where several runs hold a row of the same index, that of the first one counts. What is in memory
+    at a time is about one block of each run.
+
+    Args:
+        paths: files of :meth:`SortedRuns.close`, of one process or several.
+
+    Raises:
+        OutputError: a file cannot be read.
+        DataError: a column is of a different kind in different runs.
+    """
+    paths = list(paths)
+    while len(paths) > _MOST_OPEN:
+        together, paths = paths[:_MOST_OPEN], paths[_MOST_OPEN:]
+        runs = SortedRuns(together[0].parent, f"{together[0].stem}-merged")
+        for table in _merged(together):
+            runs.add(table)
+        for path in together:
+            path.unlink()
+        paths = [*runs.close(), *paths]
+    yield from _merged(paths)
+
+
+def schema_of(paths: Sequence[Path]) -> Any:
+    """The columns of all runs together, as an Arrow schema; ``None`` if there is no run.
+
+    Raises:
+        OutputError: a file cannot be read.
+        DataError: a column is of a different kind in different runs.
+    """
+    pyarrow = require("pyarrow", extra="recipes")
+    schemas = []
+    for path in paths:
+        with _opened(path) as reader:
+            schemas.append(reader.schema)
+    try:
+        return pyarrow.unify_schemas(schemas, promote_options="permissive") if schemas else None
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
+        raise DataError(
+            "predictions must have the same kind of columns in every batch, and they differ "
+            f"({reason_of(error)}); return the same structure from predict_step each time."
+        ) from error
+
+
+def fitted(table: Any, schema: Any) -> Any:
+    """The table with the columns of ``schema``; those that it has not are null.
+
+    Example:
+        >>> import pyarrow
+        >>> schema = pyarrow.schema({"index": pyarrow.int64(), "row": pyarrow.int64()})
+        >>> fitted(pyarrow.table({"index": [1]}), schema).to_pydict()
+        {'index': [1], 'row': [None]}
+    """
+    pyarrow = require("pyarrow", extra="recipes")
+    whole = pyarrow.concat_tables([schema.empty_table(), table], promote_options="permissive")
+    return whole.select(schema.names).cast(schema)
+
+
+def _merged(paths: Sequence[Path]) -> Iterator[Any]:
+    pyarrow = require("pyarrow", extra="recipes")
+    schema = schema_of(paths)
+    with ExitStack() as stack:
+        blocks = [_blocks(stack.enter_context(_opened(path))) for path in paths]
+        heads = [next(run, None) for run in blocks]
+        while any(head is not None for head in heads):
+            # Beyond the smallest end of a block, the next block of its run may have rows between.
+            end = min(head[INDEX][-1].as_py() for head in heads if head is not None)
+            parts = []
+            for number, head in enumerate(heads):
+                if head is None:
+                    continue
+                count = _count_up_to(head, end)
+                parts.append(fitted(head.slice(0, count), schema))
+                rest = head.slice(count)
+                heads[number] = rest if len(rest) else next(blocks[number], None)
+            yield _in_order(pyarrow.concat_tables(parts))
+
+
+def _blocks(reader: Any) -> Iterator[Any]:
+    pyarrow = require("pyarrow", extra="recipes")
+    for number in range(reader.num_record_batches):
+        yield pyarrow.Table.from_batches([reader.get_batch(number)])
+
+
+class _opened:
+    """A run's reader over the mapped file: what is not read costs no memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> Any:
+        pyarrow = require("pyarrow", extra="recipes")
+        ipc = require("pyarrow.ipc", extra="recipes")
+        try:
+            self._file = pyarrow.memory_map(os.fspath(self._path))
+            return ipc.open_file(self._file)
+        except (OSError, pyarrow.ArrowInvalid) as error:
+            raise OutputError(
+                f"{self._path.name} must lie in {self._path.parent} to be merged, and cannot be "
+                f"read there ({reason_of(error)}); with several machines, predictions need a "
+                "folder that all of them share."
+            ) from error
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
+
+
+def _count_up_to(table: Any, end: int) -> int:
+    """How many rows of a sorted table have an index of at most ``end``."""
+    return int(table[INDEX].to_numpy().searchsorted(end, side="right"))
+
+
+def _in_order(table: Any) -> Any:
+    """Sorted by index, each index once: the first row that has it."""
+    index = table[INDEX].to_numpy()
+    if (index[1:] > index[:-1]).all():
+        return table
+    order = index.argsort(kind="stable")
+    ordered = index[order]
+    first = ordered == ordered
+    first[1:] = ordered[1:] != ordered[:-1]
+    return table.take(order[first])
+
+
+def _alike(tables: list[Any]) -> Iterator[Any]:
+    """Neighbours of the same columns as one table."""
+    pyarrow = require("pyarrow", extra="recipes")
+    group: list[Any] = []
+    for table in tables:
+        if group and not group[0].schema.equals(table.schema):
+            yield pyarrow.concat_tables(group)
+            group = []
+        group.append(table)
+    if group:
+        yield pyarrow.concat_tables(group)
+
+
+def _rows_of_a_block(table: Any) -> int:
+    return max(1, _BLOCK_BYTES * len(table) // max(1, int(table.nbytes)))
