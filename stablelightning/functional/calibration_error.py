@@ -162,8 +162,10 @@ def _bin_sums(rows: Tensor, target: Tensor, bins: int) -> Tensor:
     p = rows.double()
     hit = torch.zeros_like(p).scatter_(1, target[:, None], 1.0)
     parts = (torch.ones_like(p), p, hit, p.square(), p * hit)
-    sums = [torch.bincount(place, part.flatten(), minlength=classes * bins) for part in parts]
-    return torch.stack(sums).view(5, classes, bins)
+    sums = torch.zeros(len(parts), classes * bins, dtype=torch.float64, device=rows.device)
+    # Not bincount: with weights it has no deterministic kernel on CUDA, index_add_ has one.
+    sums.index_add_(1, place, torch.stack([part.flatten() for part in parts]))
+    return sums.view(len(parts), classes, bins)
 
 
 def classwise_error_of(sums: Tensor) -> Tensor:

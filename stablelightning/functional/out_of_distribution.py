@@ -123,7 +123,7 @@ def ood_aupr_in(score: Tensor, out: Tensor) -> Tensor:
     return _as(aupr_in_of(_groups(score, out)), score)
 
 
-def ood_false_positive_rate(score: Tensor, out: Tensor, *, recall: float = 0.95) -> Tensor:
+def false_positive_rate(score: Tensor, out: Tensor, *, recall: float = 0.95) -> Tensor:
     """Share of rows out of distribution that pass for known ones when most known rows must pass.
 
     The threshold is the smallest score that lets at least ``recall`` of the rows in distribution
@@ -146,7 +146,7 @@ def ood_false_positive_rate(score: Tensor, out: Tensor, *, recall: float = 0.95)
         Liang, Li, Srikant 2018, arXiv:1706.02690, section 4.3 (FPR at 95% TPR).
 
     Example:
-        >>> ood_false_positive_rate(torch.tensor([0.1, 0.4, 0.3, 0.9]), torch.tensor([0, 0, 1, 1]))
+        >>> false_positive_rate(torch.tensor([0.1, 0.4, 0.3, 0.9]), torch.tensor([0, 0, 1, 1]))
         tensor(0.5000)
     """
     check_share("recall", recall)
@@ -186,7 +186,7 @@ def aupr_in_of(groups: RankGroups) -> Tensor:
 
 
 def false_positive_rate_of(groups: RankGroups, recall: float) -> Tensor:
-    """:func:`ood_false_positive_rate` of groups, in float64."""
+    """:func:`false_positive_rate` of groups, in float64."""
     out, known = check_both_kinds(groups)
     passed = (groups.rows - groups.mark).cumsum(0)
     enough = passed >= recall * known * (1 - _ROUNDING)
