@@ -21,7 +21,14 @@ from stablelightning.model.draws import read_draw
 from stablelightning.model.engines import Sampled
 from stablelightning.model.footprint import Footprint
 from stablelightning.model.generators import preserved_generators
-from stablelightning.model.masks import Masks, MaskStream, OpenAttention, RowAxis
+from stablelightning.model.masks import (
+    Masks,
+    MaskStream,
+    OpenAttention,
+    RowAxis,
+    is_balanced,
+    is_consistent,
+)
 from stablelightning.model.operations import may_draw
 from stablelightning.model.plan import plan_key
 from stablelightning.model.rows import close, copies_of, count_rows, is_rows, join, other_rows
@@ -51,8 +58,8 @@ def start_masks(sampled: Sampled, masks: Masks, samples: int, seed: int | None) 
         return
     if seed is None:
         seed = int(torch.randint(2**62, ()))
-    consistent = "consistent" in masks
-    stream = MaskStream(samples, seed, balanced="balanced" in masks, consistent=consistent)
+    consistent = is_consistent(masks)
+    stream = MaskStream(samples, seed, balanced=is_balanced(masks), consistent=consistent)
     if consistent:
         try:
             stream.axes = row_axes(sampled)

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stablelightning.errors import ModelError
+from stablelightning.errors import ModelError, RecipeError
 from stablelightning.functional.masks import (
     draw_counts,
     fair_mask,
@@ -32,6 +32,36 @@ from stablelightning.model.generators import GeneratorWatch
 from stablelightning.model.operations import may_draw
 
 Masks = Literal["independent", "consistent", "balanced", "balanced_consistent"]
+
+
+def check_masks(masks: Masks) -> None:
+    """Refuse an unknown kind of masks.
+
+    Raises:
+        RecipeError: it is unknown.
+    """
+    if masks not in get_args(Masks):
+        raise RecipeError(f"masks must be one of {', '.join(get_args(Masks))}, got {masks!r}.")
+
+
+def is_consistent(masks: Masks) -> bool:
+    """Whether sample t drops the same units for every row.
+
+    Example:
+        >>> is_consistent("balanced_consistent"), is_consistent("balanced")
+        (True, False)
+    """
+    return masks in ("consistent", "balanced_consistent")
+
+
+def is_balanced(masks: Masks) -> bool:
+    """Whether each unit is dropped equally often over the samples.
+
+    Example:
+        >>> is_balanced("balanced_consistent"), is_balanced("consistent")
+        (True, False)
+    """
+    return masks in ("balanced", "balanced_consistent")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from stablelightning.model.engines import STACK, Sampled, loop, repeat, replay, 
 from stablelightning.model.generators import GeneratorState, GeneratorWatch, preserved_generators
 from stablelightning.model.inputs import arguments_of
 from stablelightning.model.mask_axes import row_axes, start_masks
-from stablelightning.model.masks import Masks
+from stablelightning.model.masks import Masks, check_masks
 from stablelightning.model.plan import Plan, plan_key, remember, remembered
 from stablelightning.model.prediction import Prediction
 from stablelightning.model.stochastic import sampling_mode, stochastic_modules
@@ -92,7 +92,7 @@ def sample_predictions(
         torch.Size([20, 5, 3])
     """
     settings = _settings(samples, engine, chunk_size=chunk_size, call=call, also=also)
-    settings = replace(settings, masks=_checked(masks))
+    settings = _with_masks(settings, masks)
     kept: list[Any] = []
     with closing(_stream(model, inputs, samples, seed, settings)) as stream:
         for chunk, _ in stream:
@@ -161,7 +161,7 @@ def mc_dropout(
     settings = _settings(
         samples, engine, chunk_size=None if tolerance is None else _FEWEST_TO_STOP, call=call
     )
-    settings = replace(settings, masks=_checked(masks))
+    settings = _with_masks(settings, masks)
     summary: Summary | None = None
     kept: list[Any] = []
     name: str = engine
@@ -346,10 +346,9 @@ def _settings(
     return _Settings(engine, chunk_size, call, also, "independent")
 
 
-def _checked(masks: Masks) -> Masks:
-    if masks not in get_args(Masks):
-        raise RecipeError(f"masks must be one of {', '.join(get_args(Masks))}, got {masks!r}.")
-    return masks
+def _with_masks(settings: _Settings, masks: Masks) -> _Settings:
+    check_masks(masks)
+    return replace(settings, masks=masks)
 
 
 def _differs(chunk: Any) -> bool:
