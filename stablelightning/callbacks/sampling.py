@@ -15,6 +15,7 @@ from stablelightning.callbacks.steps import Calls, Step
 from stablelightning.checks import check_whole
 from stablelightning.errors import RecipeError
 from stablelightning.functional.uncertainty import is_label_probabilities
+from stablelightning.model.masks import Masks
 from stablelightning.model.prediction import Prediction, Task
 from stablelightning.model.sample import Engine, mc_dropout
 from stablelightning.model.summarize import Summary, select_output
@@ -28,8 +29,8 @@ class BatchPredictor:
         pl_module: the module.
         step: its own ``predict_step``, unwrapped.
         task: a task, or ``"auto"``.
-        samples: for :func:`~stablelightning.mc_dropout`, as are ``engine`` and ``tolerance``; with
-            0 the plain pass stands in for the samples.
+        samples: for :func:`~stablelightning.mc_dropout`, as are ``engine``, ``tolerance`` and
+            ``masks``; with 0 the plain pass stands in for the samples.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class BatchPredictor:
         samples: int,
         engine: Engine,
         tolerance: float | None,
+        masks: Masks = "independent",
     ) -> None:
         self.class_dim = 1
         self._module = pl_module
@@ -49,7 +51,9 @@ class BatchPredictor:
         self._task: Task | None = None
         self._keep_samples = False
         self._plainly = samples == 0
-        self._draw = partial(mc_dropout, samples=samples, engine=engine, tolerance=tolerance)
+        self._draw = partial(
+            mc_dropout, samples=samples, engine=engine, tolerance=tolerance, masks=masks
+        )
         self._label_logits = False
         self._function: Callable[..., Any] = pl_module
 

@@ -27,6 +27,7 @@ from stablelightning.callbacks.steps import (
     unobserved,
 )
 from stablelightning.errors import DataError, StableLightningWarning
+from stablelightning.model.masks import Masks, check_masks, is_consistent
 from stablelightning.model.prediction import Prediction
 from stablelightning.model.sample import Engine
 
@@ -78,6 +79,8 @@ class EstimateUncertainty(StableCallback):
         task: ``"auto"`` reads it from the module's ``task``, the target and the output.
         tolerance: stop sampling a batch once the standard error of every row's mean is below it
             (probability, or the model's own target units), > 0.
+        masks: which dropout masks the samples get, see :func:`~stablelightning.sample_predictions`;
+            consistent ones are the same in every batch, on every process.
         required: raise if uncertainty cannot be estimated (nothing random in the model, a batch or
             an output that cannot be read). ``False`` says so once in a warning, and steps aside.
 
@@ -124,14 +127,17 @@ class EstimateUncertainty(StableCallback):
         engine: Engine = "auto",
         task: Literal["auto", "classification", "multilabel", "regression"] = "auto",
         tolerance: float | None = None,
+        masks: Masks = "independent",
         required: bool = True,
     ) -> None:
         check_sampling(samples, seed, engine, task, tolerance)
+        check_masks(masks)
         self.samples = samples
         self.seed = seed
         self.engine: Engine = engine
         self.task = task
         self.tolerance = tolerance
+        self.masks: Masks = masks
         self.required = required
         self.results: dict[str, float] = {}
         self.all_rows: list[dict[str, Tensor]] = []
@@ -342,6 +348,7 @@ class EstimateUncertainty(StableCallback):
             samples=self.samples,
             engine=self.engine,
             tolerance=self.tolerance,
+            masks=self.masks,
         )
 
     def _predictor(self, pl_module: L.LightningModule, step: Step, loader: int) -> BatchPredictor:
@@ -362,8 +369,10 @@ class EstimateUncertainty(StableCallback):
         """A seed per batch: neighbouring numbers would give generators that start alike.
 
         Args:
-            place: what tells the batch from others: its dataloader, the process, its number.
+            place: what tells the batch from others: its dataloader, the process, its number; it
+                does not count for consistent masks, which all batches share.
         """
+        place = () if is_consistent(self.masks) else place
         digest = hashlib.blake2b(repr((self.seed, *place)).encode(), digest_size=4).digest()
         return int.from_bytes(digest, "big")
 
