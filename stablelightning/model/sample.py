@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -28,6 +29,8 @@ from stablelightning.model.generators import GeneratorState, GeneratorWatch, pre
 from stablelightning.model.inputs import arguments_of
 from stablelightning.model.mask_axes import row_axes, start_masks
 from stablelightning.model.masks import Masks, check_masks
+from stablelightning.model.members import members_of
+from stablelightning.model.mixture import Reading, predict_members
 from stablelightning.model.plan import Plan, plan_key, remember, remembered
 from stablelightning.model.prediction import Prediction
 from stablelightning.model.stochastic import sampling_mode, stochastic_modules
@@ -117,7 +120,8 @@ def mc_dropout(
     """Predict with Monte Carlo dropout: the mean of the samples, and what is not known about it.
 
     Args:
-        model: any ``nn.Module`` with something random in it; nothing about it is changed.
+        model: any ``nn.Module`` with something random in it; nothing about it is changed. Of an
+            ensemble, each member is sampled so, or run once where nothing in it is random.
         inputs: a tensor (``model(x)``), a tuple or list (``model(*x)``) or a dict (``model(**x)``).
         samples: number of samples T >= 1; the most that are drawn if ``tolerance`` is given.
         seed: seeds torch's generators for this call and leaves them as they were.
@@ -157,6 +161,14 @@ def mc_dropout(
         raise RecipeError(
             f"tolerance must be > 0, got {tolerance}; leave it out to draw every sample."
         )
+    if (members := members_of(model)) is not None:
+        draw = partial(
+            mc_dropout, model, inputs, samples=samples, engine=engine, task=task,
+            tolerance=tolerance, keep_samples=keep_samples, class_dim=class_dim, call=call,
+            masks=masks,
+        )  # fmt: skip
+        reading = Reading(task, class_dim, keep_samples)
+        return predict_members(members, inputs, draw, reading=reading, seed=seed, call=call)
     # With a tolerance, small chunks: each is a chance to stop.
     settings = _settings(
         samples, engine, chunk_size=None if tolerance is None else _FEWEST_TO_STOP, call=call
