@@ -11,6 +11,9 @@ from PIL import Image
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from stablelightning.errors import DataError, OutputError, RecipeError
+from stablelightning.functional.intervals import gaussian_probability_below
+from stablelightning.model.abstain import Thresholds
+from stablelightning.report.decomposition import decomposition_scatter
 from stablelightning.report.plots import (
     interval_calibration,
     interval_plot,
@@ -19,6 +22,8 @@ from stablelightning.report.plots import (
     reliability_diagram,
     save_figure,
 )
+from stablelightning.report.quantiles import quantile_calibration
+from stablelightning.report.selective import risk_coverage
 from tests.report.rows import classification_rows, regression_rows
 
 
@@ -56,7 +61,29 @@ def coverage() -> Figure:
     )
 
 
-FIGURES = [reliability, histogram, grid, intervals, coverage]
+def selection() -> Figure:
+    rows = classification_rows()
+    wrong = rows["mean"].argmax(1) != rows["target"]
+    scores = {"one pass": 1 - rows["deterministic"].amax(1), "samples: entropy": rows["total"]}
+    answered = rows["total"] < rows["total"].median()
+    return risk_coverage(scores, dict.fromkeys(scores, wrong), answered=answered)
+
+
+def parts() -> Figure:
+    rows = classification_rows()
+    wrong = rows["mean"].argmax(1) != rows["target"]
+    thresholds = Thresholds(float(rows["total"].median()), float(rows["epistemic"].quantile(0.9)))
+    return decomposition_scatter(rows["aleatoric"], rows["epistemic"], wrong, thresholds=thresholds)
+
+
+def quantiles() -> Figure:
+    rows = regression_rows()
+    below = gaussian_probability_below(rows["mean"], rows["total"], rows["target"])
+    return quantile_calibration({"one pass": below / 2, "mean of the samples": below})
+
+
+FIGURES = [reliability, histogram, grid, intervals, coverage, selection, parts, quantiles]
+LABELLED = [reliability, histogram, intervals, coverage, selection, parts, quantiles]
 
 
 @pytest.mark.parametrize("draw", FIGURES)
@@ -72,7 +99,7 @@ def test_every_figure_says_what_is_seen_and_leaves_pyplot_alone(
         assert picture.size == tuple((figure.get_size_inches() * 150).astype(int))
 
 
-@pytest.mark.parametrize("draw", [reliability, histogram, intervals, coverage])
+@pytest.mark.parametrize("draw", LABELLED)
 def test_every_axis_is_labelled(draw: Callable[[], Figure]) -> None:
     figure = draw()
     assert figure.axes[-1].get_xlabel()
