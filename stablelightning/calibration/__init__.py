@@ -1,1 +1,15 @@
 """Objects that are fitted on predictions with known targets, and correct later predictions."""
+
+from stablelightning.calibration.isotonic import IsotonicCalibration
+from stablelightning.calibration.quantiles import QuantileRecalibration
+from stablelightning.calibration.temperature import TemperatureScaling
+from stablelightning.calibration.variance import VarianceScaling
+from stablelightning.calibration.vector import VectorScaling
+
+__all__ = [
+    "IsotonicCalibration",
+    "QuantileRecalibration",
+    "TemperatureScaling",
+    "VarianceScaling",
+    "VectorScaling",
+]

@@ -21,11 +21,13 @@ class Calibrator(ABC):
     Attributes:
         tasks: the tasks whose predictions it understands.
         name: what ``Prediction.corrected`` says after it was applied.
+        least_rows: the fewest rows that it can learn from.
         fitted: whether it has learned, or was loaded.
     """
 
     tasks: ClassVar[tuple[Task, ...]] = ("classification",)
     name: ClassVar[str] = "calibrated"
+    least_rows: ClassVar[int] = 1
 
     def __init__(self) -> None:
         self.fitted = False
@@ -48,15 +50,21 @@ class Calibrator(ABC):
             ModelError: predictions of another task.
         """
         self._check(prediction)
+        if len(target) < self.least_rows:
+            raise DataError(
+                f"{type(self).__name__} needs {self.least_rows} calibration rows or more, got "
+                f"{len(target)}; keep more rows for it."
+            )
         if len(prediction.mean) != len(target):
             raise DataError(
                 f"every row needs a target, got {len(prediction.mean)} predictions and "
                 f"{len(target)} targets; pass those of the same rows."
             )
-        if not bool(torch.isfinite(prediction.mean).all()):
+        both = torch.isfinite(prediction.mean).all() and torch.isfinite(target.double()).all()
+        if not bool(both):
             raise DataError(
-                f"{type(self).__name__} must be fitted on finite predictions, got NaN or infinity; "
-                "look for it in the inputs, or in the model."
+                f"{type(self).__name__} must be fitted on finite predictions and targets, got NaN "
+                "or infinity; look for it in the data, or in the model."
             )
         self._fit(prediction, target.to(prediction.mean.device))
         self._seen = None if rows is None else rows.cpu().unique()

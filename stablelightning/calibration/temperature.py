@@ -32,14 +32,15 @@ class TemperatureScaling(Calibrator):
     Example:
         >>> import torch
         >>> from stablelightning.model.plain_prediction import plain_prediction
-        >>> sure = plain_prediction(torch.tensor([[0.99, 0.01]] * 4))
-        >>> scaling = TemperatureScaling().fit(sure, torch.tensor([0, 0, 0, 1]))
+        >>> sure = plain_prediction(torch.tensor([[0.99, 0.01]] * 12))
+        >>> scaling = TemperatureScaling().fit(sure, torch.tensor([0, 0, 0, 1] * 3))
         >>> scaling(sure).mean[0]
         tensor([0.7500, 0.2500])
     """
 
     tasks = ("classification",)
     name: ClassVar[str] = "temperature"
+    least_rows: ClassVar[int] = 10
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,9 @@
 """Floor 3: Lightning callbacks, one concern each."""
 
+from stablelightning.callbacks.abstain import AbstainWhenUnsure
 from stablelightning.callbacks.activation import SelectActivation
 from stablelightning.callbacks.backbone import SaveBackbone
+from stablelightning.callbacks.calibrate import Calibrate
 from stablelightning.callbacks.choose_transfer import ChooseTransfer
 from stablelightning.callbacks.clip import (
     ClipGradientAdaptive,
@@ -39,6 +41,8 @@ from stablelightning.callbacks.stop_early import StopEarly
 from stablelightning.callbacks.uncertainty import EstimateUncertainty
 
 __all__ = [
+    "AbstainWhenUnsure",
+    "Calibrate",
     "ChooseTransfer",
     "ClipGradientAdaptive",
     "ClipGradientNorm",

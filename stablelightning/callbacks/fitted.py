@@ -1,6 +1,7 @@
 """What is fitted to the validation data when training is over, and kept in the checkpoint."""
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import lightning as L
@@ -313,7 +314,8 @@ def _fit_in_order(
         part = whole.rows(dealt[number])
         for earlier in chain[:number]:
             assert earlier.calibrator is not None
-            part = part.corrected(earlier.calibrator)
+            corrected = earlier._corrected(earlier.calibrator, part.prediction, part.keys)
+            part = replace(part, prediction=corrected)
         callback._fit(part, weights, list(chain[:number]))
 
 

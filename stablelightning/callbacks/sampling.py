@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -13,7 +14,7 @@ from stablelightning.callbacks.records import Observation
 from stablelightning.callbacks.scoring import task_and_class_dim
 from stablelightning.callbacks.steps import Calls, Step
 from stablelightning.checks import check_whole
-from stablelightning.errors import RecipeError
+from stablelightning.errors import NothingRandomError, RecipeError, StableLightningWarning
 from stablelightning.functional.uncertainty import is_label_probabilities
 from stablelightning.model.masks import Masks
 from stablelightning.model.prediction import Prediction, Task
@@ -30,7 +31,12 @@ class BatchPredictor:
         step: its own ``predict_step``, unwrapped.
         task: a task, or ``"auto"``.
         samples: for :func:`~stablelightning.mc_dropout`, as are ``engine``, ``tolerance`` and
-            ``masks``; with 0 the plain pass stands in for the samples.
+            ``masks``; with 0 the plain pass stands in for the samples, or a
+            :class:`~stablelightning.Prediction` that the module's own ``predict_step`` returns.
+
+    Attributes:
+        plainly: whether nothing is sampled here.
+        or_plainly: whether the plain pass may stand in where nothing in the model is random.
     """
 
     def __init__(
@@ -50,7 +56,8 @@ class BatchPredictor:
         self._wanted = task
         self._task: Task | None = None
         self._keep_samples = False
-        self._plainly = samples == 0
+        self.plainly = samples == 0
+        self.or_plainly = False
         self._draw = partial(
             mc_dropout, samples=samples, engine=engine, tolerance=tolerance, masks=masks
         )
@@ -78,7 +85,7 @@ class BatchPredictor:
         """
         target = target if isinstance(target, Tensor) else None
         plain = self.plain(inputs, target, arguments, seed=seed)
-        sampled = plain if self._plainly else self.sampled(inputs, arguments, seed=seed)
+        sampled = plain if self.plainly else self.sampled(inputs, arguments, seed=seed)
         return Observation(sampled, plain, target, self.class_dim, _rows_in(inputs, plain))
 
     def plain(
@@ -89,6 +96,10 @@ class BatchPredictor:
         Raises:
             ModelError: no call gives a prediction that can be averaged.
         """
+        given = self._calls.given(arguments, seed=seed) if self.plainly else None
+        if given is not None:
+            self._task = given.task
+            return given
         output = self._calls.plain(inputs, arguments, seed=seed)
         if self._task is None:
             self._task, self.class_dim = task_and_class_dim(
@@ -113,8 +124,22 @@ class BatchPredictor:
             NothingRandomError: no random number was drawn.
         """
         assert self._task is not None
-        if self._plainly:
+        if self.plainly:
             return self.plain(inputs, None, arguments, seed=seed)
+        try:
+            return self._sampled(inputs, arguments, seed=seed)
+        except NothingRandomError as error:
+            if not self.or_plainly:
+                raise
+            self.plainly = True
+            rank_zero_warn(
+                f"{error} Its plain predictions are calibrated in their place.",
+                category=StableLightningWarning,
+            )
+            return self.plain(inputs, None, arguments, seed=seed)
+
+    def _sampled(self, inputs: Any, arguments: tuple[Any, ...], *, seed: int) -> Prediction:
+        assert self._task is not None
         call = self._calls.chosen(inputs, arguments)
         self._function = call.function or self._module
         return self._draw(
@@ -130,7 +155,7 @@ class BatchPredictor:
     def _label_probabilities(self, *arguments: Any, **named: Any) -> Any:
         """Logits of one row may all lie in [0, 1]; the first batch has told what they are."""
         output = select_output(self._function(*arguments, **named))
-        return output if isinstance(output, Gaussian) else output.float().sigmoid()
+        return output.float().sigmoid() if isinstance(output, Tensor) else output
 
 
 def _takes_logits(pl_module: L.LightningModule) -> bool:

@@ -24,7 +24,7 @@ from stablelightning.errors import (
 from stablelightning.model.generators import preserved_generators
 from stablelightning.model.prediction import Prediction
 from stablelightning.model.summarize import select_output
-from stablelightning.nn.heads import Gaussian
+from stablelightning.nn.heads import Distribution
 
 #: Modules of this package whose ``predict_step`` samples by itself.
 _SAMPLES_ALREADY = ("stablelightning.mixin", "stablelightning.module")
@@ -49,7 +49,7 @@ class Call:
     function: Step | None
     inputs: Any
 
-    def plain(self, pl_module: L.LightningModule, *, seed: int) -> Tensor | Gaussian:
+    def plain(self, pl_module: L.LightningModule, *, seed: int) -> Tensor | Distribution:
         """One pass as the module stands (eval in Lightning's test and predict loops), read.
 
         Raises:
@@ -86,8 +86,9 @@ class Calls:
         self._step = step
         self._forward = is_overridden("forward", pl_module)
         self._chosen = -1
+        self._gives_none = False
 
-    def plain(self, inputs: Any, arguments: tuple[Any, ...], *, seed: int) -> Tensor | Gaussian:
+    def plain(self, inputs: Any, arguments: tuple[Any, ...], *, seed: int) -> Tensor | Distribution:
         """One pass over a batch, read.
 
         Args:
@@ -116,6 +117,20 @@ class Calls:
                 _say_what_is_sampled(call.name, failures)
             return output
         raise _nothing_readable(self._module, failures)
+
+    def given(self, arguments: tuple[Any, ...], *, seed: int) -> Prediction | None:
+        """The Prediction that the module's own ``predict_step`` returns, if it returns one.
+
+        Args:
+            arguments: what Lightning would give ``predict_step``.
+            seed: for what it draws.
+        """
+        if not self.own_step or self._gives_none:
+            return None
+        with preserved_generators(seed):
+            output = self._step(*arguments)
+        self._gives_none = not isinstance(output, Prediction)
+        return output if isinstance(output, Prediction) else None
 
     def chosen(self, inputs: Any, arguments: tuple[Any, ...]) -> Call:
         """The call that worked on the first batch, for this one."""
@@ -236,14 +251,14 @@ def _samples_already(step: Step) -> bool:
     return getattr(step, "__module__", None) in _SAMPLES_ALREADY
 
 
-def _readable(output: Any, name: str) -> Tensor | Gaussian:
+def _readable(output: Any, name: str) -> Tensor | Distribution:
     if isinstance(output, Prediction):
         raise ModelError(
             f"{name} samples by itself (it returns a Prediction), and samples of samples are not "
             "wanted; return the plain output there, or remove EstimateUncertainty."
         )
     selected = select_output(output)
-    tensor = selected.mean if isinstance(selected, Gaussian) else selected
+    tensor = selected.mean if isinstance(selected, Distribution) else selected
     if not tensor.is_floating_point() or tensor.ndim < 1:
         raise ModelError(
             f"{name} must return scores, probabilities or values per row, got a tensor of "

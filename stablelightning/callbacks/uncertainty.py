@@ -353,7 +353,8 @@ class EstimateUncertainty(StableCallback):
 
     def _predictor(self, pl_module: L.LightningModule, step: Step, loader: int) -> BatchPredictor:
         if loader not in self._predictors:
-            self._predictors[loader] = self.predictor(pl_module, step)
+            self._predictors[loader] = predictor = self.predictor(pl_module, step)
+            predictor.or_plainly = not self.required and bool(self._corrections)
         return self._predictors[loader]
 
     def leave(self) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -11,7 +11,6 @@ from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from stablelightning.calibration.base import Calibrator
 from stablelightning.callbacks.corrections import keys_of
 from stablelightning.callbacks.records import Observation, Positions
 from stablelightning.callbacks.sampling import target_scale
@@ -48,10 +47,6 @@ class LabelledPredictions:
         """Some of the rows."""
         keys = None if self.keys is None else self.keys[index]
         return LabelledPredictions(take_rows(self.prediction, index), self.target[index], keys)
-
-    def corrected(self, calibrator: Calibrator) -> "LabelledPredictions":
-        """The same rows, their predictions corrected."""
-        return replace(self, prediction=calibrator(self.prediction))
 
     @staticmethod
     def joined(parts: list["LabelledPredictions"]) -> "LabelledPredictions":
@@ -91,6 +86,7 @@ def predict_validation(
     positions = Positions(loader, rank=trainer.global_rank, world=trainer.world_size)
     step = pl_module.predict_step
     predictor = estimate.predictor(pl_module, step)
+    predictor.or_plainly = not estimate.required
     found = []
     with ExitStack() as stack:
         stack.enter_context(undisturbed_generators())

@@ -45,6 +45,11 @@ SLOTS = (
         unasked={"required": False},
     ),
     Slot(
+        "calibrate",
+        "stablelightning.callbacks.calibrate.Calibrate",
+        "Predictions as sure as they are right, by what the validation data says after training.",
+    ),
+    Slot(
         "activation",
         "stablelightning.callbacks.activation.SelectActivation",
         "An activation that is chosen by measurement, or swapped in, before training.",
@@ -120,6 +125,11 @@ SLOTS = (
         "The trained network as a file that fine-tuning takes, at the end of training.",
         # Every run of a pretraining module leaves one; of others, where it is asked for.
         unasked={"required": False},
+    ),
+    Slot(
+        "decide",
+        "stablelightning.callbacks.abstain.AbstainWhenUnsure",
+        "Answers where the model is sure enough, and reasons where it is not.",
     ),
     Slot(
         "predictions",

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_map
 
 from stablelightning.errors import ModelError, RecipeError
 from stablelightning.functional.abstain import REASONS
+from stablelightning.functional.recalibrate import central_interval
 
 if TYPE_CHECKING:
     from stablelightning.model.abstain import Thresholds
@@ -44,6 +45,8 @@ class Prediction:
         level: the share of rows that the sets or intervals promise to hold, in (0, 1).
         answered: ``(N,)`` bool, False where the model abstains; ``None`` if nobody decided.
         reason: ``(N,)`` int64, why it abstains; see :attr:`reasons`.
+        quantiles: pairs of a level and a quantile, in standard deviations from the mean, which take
+            a Gaussian's place in :meth:`interval`; ``None`` for a Gaussian.
         corrected: what was done to it since it was sampled, in order, such as ``"temperature"``.
 
     Source:
@@ -75,6 +78,7 @@ class Prediction:
     level: float | None = None
     answered: Tensor | None = None
     reason: Tensor | None = None
+    quantiles: tuple[tuple[float, float], ...] | None = None
     corrected: tuple[str, ...] = ()
 
     @property
@@ -106,6 +110,25 @@ class Prediction:
     def std(self) -> Tensor:
         """Square root of :attr:`variance`, in target units."""
         return self.variance.sqrt()
+
+    def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
+        """Central interval of a regression that should hold ``level`` of the targets.
+
+        A Gaussian's with the total variance; after
+        :class:`~stablelightning.calibration.QuantileRecalibration` by the quantiles of the errors.
+        What conformal calibration promises is in ``lower`` and ``upper``.
+
+        Args:
+            level: in (0, 1).
+
+        Returns:
+            Its lower and its upper end, in target units, in the shape of the mean.
+
+        Raises:
+            ModelError: this is no regression.
+            RecipeError: ``level`` is not in (0, 1).
+        """
+        return central_interval(self.mean, self.std, level, quantiles=self.quantiles)
 
     @property
     def reasons(self) -> list[str]:
