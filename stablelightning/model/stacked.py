@@ -47,6 +47,7 @@ class StackedNetworks(nn.Module, Members):
     Attributes:
         members: M.
         networks: the code, with stacked parameters; call the stack, not this.
+        is_member: whether it is one member just now, in :meth:`map` or :meth:`as_member`.
         refusal: why vmap was given up for the loop, ``""`` where it was not.
 
     Raises:
@@ -80,14 +81,14 @@ class StackedNetworks(nn.Module, Members):
         self.engine: StackEngine = engine
         self.refusal = ""
         self.networks = _stacked(networks)
-        self._inside = False
+        self.is_member = False
         self._proven: set[tuple[bool, bool]] = set()
 
     # ---- calling -----------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The outputs of all members for the same inputs, ``(M, ...)``; of one where it is one."""
-        if self._inside:
+        if self.is_member:
             return self.networks(*args, **kwargs)
         return self.map(partial(self.networks, *args, **kwargs))
 
@@ -122,7 +123,7 @@ class StackedNetworks(nn.Module, Members):
             >>> losses.shape, stacked.networks.weight.grad.shape
             (torch.Size([5]), torch.Size([5, 1, 4]))
         """
-        if self._inside:
+        if self.is_member:
             raise ModelError(
                 "a member has no members of its own; call map outside of as_member and of map."
             )
@@ -165,13 +166,13 @@ class StackedNetworks(nn.Module, Members):
     def _within(self) -> Iterator[None]:
         # The fused attention of an eval pass knows no members.
         fast_path = torch.backends.mha.get_fastpath_enabled()
-        self._inside = True
+        self.is_member = True
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
-            self._inside = False
+            self.is_member = False
 
     def _vmapped(
         self, function: Callable[..., Any], own: tuple[Any, ...], state: dict[str, Tensor]
@@ -248,7 +249,7 @@ class StackedNetworks(nn.Module, Members):
         """
         if not 0 <= number < self.members:
             raise RecipeError(f"a member's number must be 0 to {self.members - 1}, got {number}.")
-        if self._inside:
+        if self.is_member:
             raise ModelError("a member has no members of its own; leave as_member first.")
         places = [*_places(self.networks, "_parameters"), *_places(self.networks, "_buffers")]
         alone: dict[int, Tensor] = {}
@@ -259,11 +260,11 @@ class StackedNetworks(nn.Module, Members):
                 alone[id(tensor)] = nn.Parameter(part, tensor.requires_grad) if needs else part
         for module, name, tensor in places:
             _put(module, name, alone[id(tensor)])
-        self.chosen, self._inside = number, True
+        self.chosen, self.is_member = number, True
         try:
             yield self.networks
         finally:
-            self.chosen, self._inside = None, False
+            self.chosen, self.is_member = None, False
             for module, name, tensor in places:
                 now = module._buffers.get(name)
                 if now is not None and now is not alone[id(tensor)]:  # replaced, not written into
