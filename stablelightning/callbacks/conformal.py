@@ -21,9 +21,8 @@ class PredictSets(FittedAfterTraining):
     :class:`~stablelightning.callbacks.fitted.FittedAfterTraining`. From then on ``Trainer.test``
     and ``Trainer.predict`` give every :class:`~stablelightning.Prediction` its ``sets``, or
     ``lower`` and ``upper``, in target units, and ``level``. In a test, ``EstimateUncertainty`` logs
-    ``uncertainty/set_coverage`` and ``uncertainty/set_size`` (mean number of classes), or
-    ``uncertainty/interval_coverage`` and ``uncertainty/interval_width``, and its ``rows`` hold
-    them.
+    ``uncertainty/coverage`` beside ``uncertainty/level``, and ``uncertainty/set_size`` (mean number
+    of classes) or ``uncertainty/width`` (mean, in target units); its ``rows`` hold them all.
 
     The promise is about rows that come from where the validation rows came from. If these have
     chosen the best checkpoint they look a little better than new ones; that costs little where one

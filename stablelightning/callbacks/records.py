@@ -14,7 +14,7 @@ from stablelightning.errors import DataError, StableLightningWarning
 from stablelightning.functional.uncertainty import gaussian_mixture_log_likelihood
 from stablelightning.model.prediction import Prediction
 from stablelightning.model.summarize import select_output
-from stablelightning.nn.heads import Gaussian
+from stablelightning.nn.heads import Gaussian, Quantiles
 
 #: Samplers that give rank r the entries r, r + world, r + 2 * world, ... and repeat the first ones
 #: at the end so that every rank has as many. Others may deal them out in any order.
@@ -187,6 +187,9 @@ def in_target_units(prediction: Prediction, scale: tuple[Any, Any] | None) -> Pr
         samples = select_output(samples)
         if isinstance(samples, Gaussian):
             samples = Gaussian(samples.mean * std + centre, samples.variance * std**2)
+        elif isinstance(samples, Quantiles):
+            ends = [end * std + centre for end in samples[:3]]
+            samples = Quantiles(ends[0], ends[1], ends[2], samples.level)
         else:
             samples = samples * std + centre
     return replace(
@@ -197,12 +200,15 @@ def in_target_units(prediction: Prediction, scale: tuple[Any, Any] | None) -> Pr
         epistemic=prediction.epistemic * std**2,
         standard_error=prediction.standard_error * std,
         samples=samples,
+        lower=None if prediction.lower is None else prediction.lower * std + centre,
+        upper=None if prediction.upper is None else prediction.upper * std + centre,
     )
 
 
 def _mixture_nll(samples: Any, counted: Tensor, target: Tensor) -> Tensor:
-    mean, variance = select_output(samples)
-    flat = [part.float().flatten(1)[:, counted] for part in (mean, variance)]
+    output = select_output(samples)
+    assert isinstance(output, Gaussian)
+    flat = [part.float().flatten(1)[:, counted] for part in output]
     return -gaussian_mixture_log_likelihood(flat[0], flat[1], target)
 
 

@@ -18,7 +18,7 @@ from stablelightning.functional.scores import (
 )
 from stablelightning.model.prediction import Prediction, Task
 from stablelightning.model.summarize import infer_task
-from stablelightning.nn.heads import Gaussian
+from stablelightning.nn.heads import Distribution
 
 #: Equal-width bins of the top probability, as is usual for the expected calibration error.
 CALIBRATION_BINS = 15
@@ -28,7 +28,7 @@ _ROOTS = ("rmse", "rmse_mc", "rmse_calibrated", "rmse_answered")
 
 
 def task_and_class_dim(
-    task: str, pl_module: L.LightningModule, output: Tensor | Gaussian, target: Tensor | None
+    task: str, pl_module: L.LightningModule, output: Tensor | Distribution, target: Tensor | None
 ) -> tuple[Task, int]:
     """Tell the task and where the classes are, from the output and, better, from the target.
 
@@ -38,7 +38,7 @@ def task_and_class_dim(
     :func:`~stablelightning.model.summarize.infer_task` looks at the output alone.
     """
     named = infer_task(task, pl_module, output)
-    if target is None or isinstance(output, Gaussian):
+    if target is None or isinstance(output, Distribution):
         return named, 1
     class_dim = _class_dim(output.shape, target.shape)
     if task != "auto" or getattr(pl_module, "task", None) is not None:

@@ -17,7 +17,7 @@ from stablelightning.model.dropout import AddedDropout, added_dropouts
 from stablelightning.model.inputs import runner
 from stablelightning.model.redraw import redraw
 from stablelightning.model.structure import find_heads
-from stablelightning.nn.heads import GaussianHead
+from stablelightning.nn.heads import GaussianHead, QuantileHead
 
 _Layer = nn.Linear | _ConvNd
 
@@ -241,9 +241,9 @@ def _outputs(head: _Layer) -> int:
 def _width(model: nn.Module, name: str, old: _Layer, num_outputs: int) -> int:
     """How many numbers the layer gives, and what the modules around it say of that."""
     home = model.get_submodule(name.rpartition(".")[0])
-    if isinstance(home, GaussianHead):
+    if isinstance(home, GaussianHead | QuantileHead):
         home.out_features = num_outputs
-        return 2 * num_outputs
+        return num_outputs * (2 if isinstance(home, GaussianHead) else 3)
     path = name.split(".")[:-1]
     for depth in range(len(path) + 1):
         around = model.get_submodule(".".join(path[:depth]))

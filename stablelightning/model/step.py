@@ -13,7 +13,7 @@ from stablelightning.errors import DataError, ModelError, StableLightningError
 from stablelightning.model.inputs import arguments_of
 from stablelightning.model.summarize import select_output
 from stablelightning.model.task import TASKS
-from stablelightning.nn.heads import Gaussian
+from stablelightning.nn.heads import Distribution
 from stablelightning.words import reason_of
 
 Loss = Callable[[Any, Any], Tensor]
@@ -168,11 +168,11 @@ class TrainingStep:
             return self._projected(self.output)
         return self._default_loss(select_output(self.output), self.target)
 
-    def _default_loss(self, output: Tensor | Gaussian, target: Any) -> Tensor:
+    def _default_loss(self, output: Tensor | Distribution, target: Any) -> Tensor:
         if not isinstance(target, Tensor):
             self.rule = "a fixed random projection of the output"
             return self._projected(output)
-        if isinstance(output, Gaussian) or target.is_floating_point():
+        if isinstance(output, Distribution) or target.is_floating_point():
             self.rule = "mean squared error"
             return TASKS["regression"].loss(output, target)
         if output.shape == target.shape or output.shape[1:] == (1,):

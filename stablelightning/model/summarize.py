@@ -17,22 +17,22 @@ from stablelightning.functional.uncertainty import (
     variation_ratio,
 )
 from stablelightning.model.prediction import Prediction, Task
-from stablelightning.nn.heads import Gaussian
+from stablelightning.nn.heads import Distribution, Gaussian, Quantiles
 
 _OUTPUT_KEYS = ("logits", "out", "probabilities", "mean")
 
 
-def select_output(output: Any) -> Tensor | Gaussian:
+def select_output(output: Any) -> Tensor | Distribution:
     """Pick the tensor that is the prediction out of whatever the model returned.
 
-    A tensor is itself; a ``Gaussian(mean, variance)`` is itself; a mapping or an object gives its
-    first of ``logits``, ``out``, ``probabilities``, ``mean`` (``mean`` with ``variance`` beside it
-    is a Gaussian); a tuple or list gives its first entry.
+    A tensor is itself, as are a ``Gaussian(mean, variance)`` and ``Quantiles``; a mapping or an
+    object gives its first of ``logits``, ``out``, ``probabilities``, ``mean`` (``mean`` with
+    ``variance`` beside it is a Gaussian); a tuple or list gives its first entry.
 
     Raises:
         ModelError: nothing of the above is there.
     """
-    if isinstance(output, Tensor | Gaussian):
+    if isinstance(output, Tensor | Distribution):
         return output
 
     def read(key: str) -> Any:
@@ -52,12 +52,12 @@ def select_output(output: Any) -> Tensor | Gaussian:
     )
 
 
-def infer_task(task: str, model: nn.Module, output: Tensor | Gaussian) -> Task:
+def infer_task(task: str, model: nn.Module, output: Tensor | Distribution) -> Task:
     """The task that was asked for, or the model's own ``task``, or what the output looks like.
 
-    ``"auto"``: a Gaussian, or one value per row ((N,) or (N, 1)), is a regression; two and more
-    values per row are the classes of a classification. A regression on several targets at once, or
-    independent labels, cannot be told from classes by its shape: name the task.
+    ``"auto"``: a Gaussian, quantiles, or one value per row ((N,) or (N, 1)), is a regression; two
+    and more values per row are the classes of a classification. A regression on several targets at
+    once, or independent labels, cannot be told from classes by its shape: name the task.
 
     Raises:
         RecipeError: an unknown task.
@@ -73,8 +73,8 @@ def infer_task(task: str, model: nn.Module, output: Tensor | Gaussian) -> Task:
     return task  # type: ignore[return-value]
 
 
-def _looks_like(output: Tensor | Gaussian) -> Task:
-    one_value = isinstance(output, Gaussian) or output.ndim < 2 or output.shape[1] == 1
+def _looks_like(output: Tensor | Distribution) -> Task:
+    one_value = isinstance(output, Distribution) or output.ndim < 2 or output.shape[1] == 1
     return "regression" if one_value else "classification"
 
 
@@ -87,27 +87,39 @@ class Summary:
         self.centre = Moments()
         self.spread = Moments()
         self.votes: Tensor | None = None
+        self.ends: tuple[Moments, Moments] | None = None
+        self.level: float | None = None
         self._are_probabilities: bool | None = None
 
-    def update_(self, output: Tensor | Gaussian) -> None:
+    def update_(self, output: Tensor | Distribution) -> None:
         """Add a chunk of samples."""
         if self.task == "regression":
-            if isinstance(output, Gaussian):
+            if isinstance(output, Distribution):
                 self.centre.update_(output.mean)
                 self.spread.update_(output.variance)
+                if isinstance(output, Quantiles):
+                    self._update_ends(output)
             else:
                 self.centre.update_(output)
                 self.spread.update_(torch.zeros_like(output))
             return
-        if isinstance(output, Gaussian):
+        if isinstance(output, Distribution):
             raise ModelError(
-                f"a Gaussian output is a regression, and task is {self.task!r}; "
+                f"a {type(output).__name__} output is a regression, and task is {self.task!r}; "
                 "pass task='regression'."
             )
         if self.task == "multilabel":
             self._update_labels(output)
         else:
             self._update_classes(output)
+
+    def _update_ends(self, output: Quantiles) -> None:
+        """The mean of the samples' quantiles is the quantile of a distribution between them."""
+        if self.ends is None:
+            self.ends = Moments(), Moments()
+            self.level = round(float(output.level.flatten()[0]), 6)  # without float32's last digits
+        for moments, end in zip(self.ends, (output.lower, output.upper), strict=True):
+            moments.update_(end)
 
     def _update_classes(self, output: Tensor) -> None:
         dim = self.class_dim + 1 if self.class_dim >= 0 else self.class_dim
@@ -184,4 +196,7 @@ class Summary:
             engine=engine,
             variation_ratio=ratio,
             samples=samples,
+            lower=None if self.ends is None else self.ends[0].mean,
+            upper=None if self.ends is None else self.ends[1].mean,
+            level=self.level,
         )

@@ -12,10 +12,10 @@ from stablelightning.nn.blocks import ConvBlock, DenseBlock
 from stablelightning.nn.corrupt import GaussianNoise, MaskingNoise, SaltAndPepperNoise
 from stablelightning.nn.decoders import ConvDecoder, DenseDecoder
 from stablelightning.nn.fusion import BalancedFusion
-from stablelightning.nn.heads import Gaussian, GaussianHead
+from stablelightning.nn.heads import Gaussian, GaussianHead, QuantileHead, Quantiles
 from stablelightning.nn.highway import HighwayBlock
 from stablelightning.nn.memory import LongMemoryLSTM
-from stablelightning.nn.networks import MLP, ConvNet, DeepMLP, RecurrentNet
+from stablelightning.nn.networks import MLP, ConvNet, DeepMLP, QuantileMLP, RecurrentNet
 from stablelightning.nn.recurrent import LockedDropout, VariationalGRU, VariationalLSTM
 from stablelightning.nn.residual import (
     ConvBottleneckBlock,
@@ -52,6 +52,9 @@ __all__ = [
     "MaxoutConv2d",
     "MaxoutConv3d",
     "MaxoutLinear",
+    "QuantileHead",
+    "QuantileMLP",
+    "Quantiles",
     "RecurrentNet",
     "SaltAndPepperNoise",
     "ScaledResidual",

@@ -6,7 +6,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from stablelightning.errors import DataError, RecipeError
-from stablelightning.nn.heads import Gaussian, GaussianHead
+from stablelightning.nn.heads import Distribution, Gaussian, GaussianHead, QuantileHead
 from stablelightning.nn.recurrent import VariationalLSTM
 from stablelightning.nn.settings import check_dropout, check_sizes
 
@@ -58,10 +58,52 @@ class MLP(nn.Module):
         self.body = nn.Sequential(*layers)
         self.head = _head((in_features, *hidden)[-1], out_features, variance=variance)
 
-    def forward(self, inputs: Tensor) -> Tensor | Gaussian:
+    def forward(self, inputs: Tensor) -> Tensor | Distribution:
         """Predict from rows ``(N, ...)``."""
-        output: Tensor | Gaussian = self.head(self.body(inputs.flatten(1)))
+        output: Tensor | Distribution = self.head(self.body(inputs.flatten(1)))
         return output
+
+
+class QuantileMLP(MLP):
+    """A multi-layer perceptron that predicts a median and an interval: noise of any shape.
+
+    Args:
+        in_features: as for :class:`MLP`, as are the others.
+        out_features: number of targets, >= 1.
+        hidden: width of each hidden layer.
+        dropout: probability of dropping a hidden unit, in [0, 1).
+        activation: makes the non-linearity.
+        level: share of the targets that the interval shall hold, in (0, 1). It learns to, and does
+            not promise to: :class:`~stablelightning.callbacks.PredictSets` does.
+
+    Shape:
+        ``(N, ...)`` with ``in_features`` numbers per row to
+        :class:`~stablelightning.nn.heads.Quantiles`.
+
+    Raises:
+        RecipeError: a setting is out of its range.
+
+    Example:
+        >>> import torch
+        >>> quantiles = QuantileMLP(10, level=0.8)(torch.randn(5, 10))
+        >>> quantiles.median.shape, quantiles.level[0]
+        (torch.Size([5]), tensor(0.8000))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int = 1,
+        *,
+        hidden: Sequence[int] = (128, 128),
+        dropout: float = 0.1,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        level: float = 0.9,
+    ) -> None:
+        super().__init__(
+            in_features, out_features, hidden=hidden, dropout=dropout, activation=activation
+        )
+        self.head = QuantileHead((in_features, *hidden)[-1], out_features, level=level)
 
 
 class DeepMLP(MLP):
