@@ -50,6 +50,7 @@ class Abstention(Calibrator):
     """
 
     tasks: ClassVar[tuple[Task, ...]] = ("classification", "multilabel", "regression")
+    name: ClassVar[str] = "abstention"
 
     def __init__(
         self,

@@ -179,15 +179,15 @@ def check_choice(
     Example:
         >>> check_choice(0.05, None, None, 0.01)
     """
+    if confidence is not None and risk is None:
+        raise RecipeError(
+            f"confidence promises a risk, got {confidence} without one; give risk, or leave "
+            "confidence out."
+        )
     if (risk is None) == (coverage is None):
         raise RecipeError(
             f"either risk or coverage must be given, got risk={risk} and coverage={coverage}; the "
             "one follows from the other."
-        )
-    if confidence is not None and risk is None:
-        raise RecipeError(
-            f"confidence promises a risk, got {confidence} with coverage={coverage}; give risk, or "
-            "leave confidence out."
         )
     if risk is not None and not risk > 0:
         raise RecipeError(f"risk must be > 0, got {risk}; 0.05 is usual for wrong answers.")

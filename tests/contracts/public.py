@@ -10,6 +10,8 @@ from stablelightning import callbacks
 
 #: Settings that keep the contracts fast, and differ from the defaults where that shows something.
 SETTINGS: dict[str, dict[str, Any]] = {
+    "AbstainWhenUnsure": {"coverage": 0.7, "unfamiliar": 0.05, "seed": 2, "required": False},
+    "Calibrate": {"seed": 3, "required": False},
     "ChooseTransfer": {"rows": 20, "race": True, "steps": 2, "layer_decay": 0.5},
     "ClipGradientAdaptive": {"clipping": 0.05, "exclude": []},
     "ClipGradientNorm": {"steps": 4, "bounds": (0.01, 0.5), "multiple": 0.7, "percentile": 60},
@@ -59,6 +61,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 #: Callbacks that must not change what is learned.
 OBSERVERS = {
+    "AbstainWhenUnsure",
+    "Calibrate",
     "ConsultDoctor",
     "EstimateUncertainty",
     "ExportModel",
