@@ -11,6 +11,7 @@ from stablelightning.callbacks.clip import (
     ClipGradientValue,
     NormalizeGradients,
 )
+from stablelightning.callbacks.conformal import PredictSets
 from stablelightning.callbacks.doctor import ConsultDoctor
 from stablelightning.callbacks.export import ExportModel
 from stablelightning.callbacks.freeze import (
@@ -59,6 +60,7 @@ __all__ = [
     "MeasureGap",
     "MonitorSignals",
     "NormalizeGradients",
+    "PredictSets",
     "PretrainFirst",
     "ProbeThenTune",
     "PruneByL1",

@@ -10,6 +10,7 @@ from stablelightning.calibration.base import Calibrator
 from stablelightning.calibration.conformal import ConformalSets
 from stablelightning.calibration.conformal_scores import ConformityScore
 from stablelightning.callbacks.fitted import FittedAfterTraining
+from stablelightning.checks import check_whole
 from stablelightning.errors import CheckpointError, ModelError
 from stablelightning.model.prediction import Prediction, Task
 
@@ -68,6 +69,7 @@ class PredictSets(FittedAfterTraining):
         seed: int = 0,
         required: bool = True,
     ) -> None:
+        check_whole("seed", seed, least=0)
         super().__init__(seed=seed, required=required)
         self.alpha = alpha
         self.score = score

@@ -127,6 +127,11 @@ SLOTS = (
         unasked={"required": False},
     ),
     Slot(
+        "conformal",
+        "stablelightning.callbacks.conformal.PredictSets",
+        "Sets of classes, or intervals, that hold the target as often as was promised.",
+    ),
+    Slot(
         "decide",
         "stablelightning.callbacks.abstain.AbstainWhenUnsure",
         "Answers where the model is sure enough, and reasons where it is not.",

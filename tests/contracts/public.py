@@ -42,6 +42,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "MeasureGap": {"rows": 12, "monitor": "val_loss", "required": False},
     "StopEarly": {"monitor": "val_loss", "patience": 5, "required": False},
     "FineTuneAll": {"factor": 0.3, "layer_decay": 0.5},
+    "PredictSets": {"alpha": 0.3, "allow_empty": False, "seed": 2, "required": False},
     "PretrainFirst": {
         "data": {"class_path": "tests.callbacks.modules.OtherTask"},
         "max_epochs": 2,
@@ -69,9 +70,13 @@ OBSERVERS = {
     "GuardTraining",
     "MeasureGap",
     "MonitorSignals",
+    "PredictSets",
     "SaveBackbone",
     "WritePredictions",
 }
+
+#: Callbacks that learn from the validation data of a training, and correct nothing without one.
+FITTERS = {"AbstainWhenUnsure", "Calibrate", "PredictSets"}
 
 #: Callbacks that cannot do what they are for around a model with nothing random in it.
 SAMPLERS = {"EstimateUncertainty"}
