@@ -59,7 +59,12 @@ class Seeded(Plain):
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(data(), batch_size=8)
 
-    test_dataloader = predict_dataloader = val_dataloader
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Rows of its own: nothing may be judged by those that it was fitted on."""
+        x, y = data().tensors
+        return DataLoader(TensorDataset(-x, y), batch_size=8)
+
+    predict_dataloader = test_dataloader
 
 
 class Breaks(Seeded):
