@@ -11,10 +11,10 @@ from tests.data.drawn import draw_photographs
 
 @cache
 def photographs() -> Path:
-    """A folder of a few drawn ones, for as long as this process lives."""
+    """A folder of a few drawn ones, enough to calibrate on, for as long as this process lives."""
     folder = Path(tempfile.mkdtemp(prefix="stablelightning-photographs-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return draw_photographs(folder / "photos", count=8, size=32)
+    return draw_photographs(folder / "photos", count=20, size=32)
 
 
 def needed(start: str) -> tuple[str, ...]:
