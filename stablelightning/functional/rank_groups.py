@@ -16,8 +16,8 @@ from stablelightning.errors import DataError
 #: by more than a thousandth of themselves are never in one bin.
 _DIGITS = 10
 
-#: Scores nearer to zero than 2^_LEAST count as this near, and those beyond 2^_MOST as this far:
-#: from a ten-billionth to four billion, in whatever unit.
+#: Scores nearer to zero than 2^_LEAST count as zero, and those beyond 2^_MOST as this far: from a
+#: ten-billionth to four billion, in whatever unit.
 _LEAST, _MOST = -32, 32
 
 _SIDE = (_MOST - _LEAST) << _DIGITS
@@ -75,9 +75,9 @@ def histogram_index(score: Tensor) -> Tensor:
     fraction, exponent = torch.frexp(score.abs())  # a fraction in [0.5, 1), or 0
     digits = ((fraction - 0.5) * 2 ** (_DIGITS + 1)).nan_to_num(posinf=0.0).long()
     place = ((exponent.long() - 1 - _LEAST) << _DIGITS) + digits
-    tiny, huge = score.abs() < 2.0**_LEAST, score.abs() >= 2.0**_MOST
-    place = place.masked_fill(tiny, 0).masked_fill(huge, _SIDE - 1)
-    return torch.where(score < 0, _SIDE - 1 - place, _SIDE + place)
+    zero, huge = score.abs() < 2.0**_LEAST, score.abs() >= 2.0**_MOST
+    place = place.masked_fill(zero, 0).masked_fill(huge, _SIDE - 1)
+    return torch.where((score < 0) & ~zero, _SIDE - 1 - place, _SIDE + place)
 
 
 def histogram_groups(count: Tensor, mark: Tensor) -> RankGroups:
@@ -100,7 +100,7 @@ def histogram_groups(count: Tensor, mark: Tensor) -> RankGroups:
     place = torch.where(bins < _SIDE, _SIDE - 1 - bins, bins - _SIDE)
     fraction = 1 + (place % (1 << _DIGITS)).float() / (1 << _DIGITS)
     size = torch.ldexp(fraction, (place >> _DIGITS) + _LEAST)
-    size = size.masked_fill(place == 0, 0.0)
+    size = size.masked_fill(bins == _SIDE, 0.0)
     return RankGroups(
         torch.where(bins < _SIDE, -size, size), count[bins].double(), mark[bins].double()
     )

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from stablelightning.functional.checked import check_scores
 from stablelightning.functional.scores import (
     gaussian_negative_log_likelihood,
     negative_log_likelihood,
@@ -79,10 +80,11 @@ class GaussianNegativeLogLikelihood(MeanScore):
             target: ``(N, ...)``, in target units.
 
         Raises:
-            DataError: shapes differ, a variance is negative or missing.
+            DataError: shapes differ, NaN, a variance is negative or missing.
         """
         mean, variance = moments_of(distribution)
-        self._add(gaussian_negative_log_likelihood(mean, variance, target.to(mean.device)))
+        values = gaussian_negative_log_likelihood(mean, variance, target.to(mean.device))
+        self._add(check_scores("log-likelihood", values, rows=values.numel()))
 
 
 class MixtureNegativeLogLikelihood(MeanScore):
@@ -118,7 +120,8 @@ class MixtureNegativeLogLikelihood(MeanScore):
             target: ``(N, ...)``, in target units.
 
         Raises:
-            DataError: no samples, no variances, or shapes that do not fit.
+            DataError: no samples, no variances, NaN, or shapes that do not fit.
         """
         means, variances = mixture_of(distribution)
-        self._add(-gaussian_mixture_log_likelihood(means, variances, target.to(means.device)))
+        values = gaussian_mixture_log_likelihood(means, variances, target.to(means.device))
+        self._add(-check_scores("log-likelihood", values, rows=values.numel()))
