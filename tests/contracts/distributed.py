@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from tests.callbacks.modules import data, loader, quiet_trainer
 from tests.contracts.models import OnlyOneRankReads, Seeded, weights
@@ -25,7 +25,12 @@ class Distributed(Seeded):
     def val_dataloader(self) -> DataLoader[Any]:
         return loader(ROWS, batch_size=4)
 
-    test_dataloader = predict_dataloader = val_dataloader
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Rows of its own: nothing may be judged by those that it was fitted on."""
+        x, y = data(ROWS).tensors
+        return DataLoader(TensorDataset(-x, y), batch_size=4)
+
+    predict_dataloader = test_dataloader
 
 
 def run_on_two_processes(folder: Path) -> list[dict[str, Any]]:
