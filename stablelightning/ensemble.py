@@ -16,12 +16,12 @@ from stablelightning.functional.mixture import (
     mixture_moments,
 )
 from stablelightning.functional.uncertainty import is_probabilities
-from stablelightning.mixin import StableMixin
 from stablelightning.model.ensemble import draw_networks
 from stablelightning.model.members import Members
 from stablelightning.model.prediction import Task
 from stablelightning.model.stacked import StackedNetworks, StackEngine
 from stablelightning.model.summarize import select_output
+from stablelightning.model.task import TASKS
 from stablelightning.module import StableModule
 from stablelightning.nn.heads import Gaussian
 
@@ -66,8 +66,8 @@ class StableEnsemble(StableModule, Members):
             each member.
 
     Raises:
-        ModelError: ``network`` makes no module, or networks of different shapes; at the first
-            batch: there is no task.
+        ModelError: ``network`` makes no module, or networks of different shapes; when training
+            begins: there is no task.
         RecipeError: a setting is out of its range.
 
     Source:
@@ -139,19 +139,28 @@ class StableEnsemble(StableModule, Members):
         """Split a batch by the rule for a member's own ``forward``."""
         return inputs_and_target(self.network.networks, batch)  # type: ignore[arg-type]
 
+    def on_fit_start(self) -> None:
+        """Refuse what has nothing to minimise, such as the settings of a pretraining.
+
+        Raises:
+            ModelError: there is no task, and no ``loss(batch)`` of a subclass.
+        """
+        if self.task is None and self._default_loss:
+            raise ModelError(
+                "an ensemble needs a task to train its members for, got none; set task "
+                f"(--model.task on the line) to one of {', '.join(TASKS)}."
+            )
+
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """Return the sum of the members' losses, and log their mean as ``train/loss``."""
-        if self.task is None and type(self).loss is StableMixin.loss:
-            raise ModelError(
-                "an ensemble needs a task or a loss(batch) of its own, got neither; pass task= "
-                "(--model.task on the line) one of classification, multilabel, regression."
-            )
         self._by_member = True
         try:
             loss = super().training_step(batch, batch_idx)
         finally:
             self._by_member = False
-        return None if loss is None else loss * self.members
+        if loss is None or self.network.is_member:
+            return loss
+        return loss * self.members
 
     def _loss_parts(self, batch: Any) -> dict[str, Tensor] | None:
         """In training the mean of the members' losses, elsewhere the loss of the mixture."""

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from stablelightning.callbacks.agreement import anyones_failure
-from stablelightning.callbacks.before import ChangesStructure
+from stablelightning.callbacks.before import ChangesStructure, first_member
 from stablelightning.callbacks.candidates import Candidates
 from stablelightning.callbacks.contestant import loop_left_alone
 from stablelightning.callbacks.race_data import race_data
@@ -158,6 +158,10 @@ class SelectActivation(ChangesStructure):
     # ---- the choice -------------------------------------------------------------------------
 
     def _choose(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        with first_member(pl_module):
+            self._choose_for(trainer, pl_module)
+
+    def _choose_for(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         failure: Exception | None = None
         chosen = _choices(self.candidates)[0]
         with undisturbed_generators(), loop_left_alone(trainer):

@@ -1,17 +1,68 @@
 """What callbacks share that change a model before training: when, and how a checkpoint keeps it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from stablelightning.callbacks.base import StableCallback
 from stablelightning.callbacks.steps import replace_method
 from stablelightning.model.cures import CHECKPOINT_KEY, recorded_treatments, repeat_treatments
+from stablelightning.model.generators import preserved_generators, undisturbed_generators
+from stablelightning.model.members import Members
 
 _Action = Callable[[L.Trainer, L.LightningModule], None]
+
+#: Seeds of members are taken below this.
+_SEEDS = 2**62
+
+
+def for_each_member(action: _Action) -> _Action:
+    """Let what acts on a model act on every member of an ensemble, one after the other.
+
+    A member is an ordinary model meanwhile. What is drawn differs from member to member; the
+    generators are left as after the first one.
+
+    Args:
+        action: on a module that is one model it is called as it is.
+
+    Example:
+        >>> seen = []
+        >>> for_each_member(lambda trainer, module: seen.append(module))(None, "model")
+        >>> seen
+        ['model']
+    """
+
+    def act(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not isinstance(pl_module, Members):
+            return action(trainer, pl_module)
+        with undisturbed_generators():
+            seeds = torch.randint(_SEEDS, (pl_module.members,)).tolist()
+        for number, seed in enumerate(seeds):
+            seeded = preserved_generators(seed) if number else nullcontext()
+            with pl_module.as_member(number), seeded:
+                action(trainer, pl_module)
+
+    return act
+
+
+@contextmanager
+def first_member(pl_module: L.LightningModule) -> Iterator[None]:
+    """Inside, an ensemble is its first member: for what looks at the structure, which all share.
+
+    Args:
+        pl_module: one that is a single model stays what it is.
+
+    Example:
+        >>> with first_member(L.LightningModule()):
+        ...     pass
+    """
+    with pl_module.as_member(0) if isinstance(pl_module, Members) else nullcontext():
+        yield
 
 
 class BeforeTraining(StableCallback):

@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from stablelightning.callbacks.agreement import anyones_failure
-from stablelightning.callbacks.before import ChangesStructure
+from stablelightning.callbacks.before import ChangesStructure, for_each_member
 from stablelightning.callbacks.first_batches import first_batches, joined
 from stablelightning.callbacks.resume import checkpoint_to_load
 from stablelightning.checks import check_whole
@@ -108,7 +108,7 @@ class ConsultDoctor(ChangesStructure):
         self.leave()
         self.repeat_before_loading(pl_module)
         if stage == "fit" and trainer.limit_train_batches != 0 and not checkpoint_to_load(trainer):
-            self.when_the_model_is_there(trainer, pl_module, self._consult)
+            self.when_the_model_is_there(trainer, pl_module, for_each_member(self._consult))
 
     # ---- a diagnosis ------------------------------------------------------------------------
 
@@ -133,8 +133,8 @@ class ConsultDoctor(ChangesStructure):
             return
         if self.apply and trainer.world_size > 1:
             _follow_the_first(trainer, pl_module)
-        if self.diagnosis is not None:
-            self._tell(trainer, self.diagnosis)
+        if self.diagnosis is not None and not getattr(pl_module, "chosen", None):
+            self._tell(trainer, self.diagnosis)  # of an ensemble, that of its first member
 
     def _examined(self, pl_module: L.LightningModule, batch: Any) -> Diagnosis:
         diagnosis = diagnose(pl_module, batch)

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.optim import Optimizer
 
+from stablelightning.callbacks.before import first_member
 from stablelightning.callbacks.example_run import example_run
 from stablelightning.errors import ModelError, RecipeError
 from stablelightning.model.depth import DepthGroup, depth_groups
@@ -69,7 +70,8 @@ class Groups:
             run: runs it once; ``None`` takes the order in which layers were made.
         """
         try:
-            groups = depth_groups(pl_module, run, named=self._named)
+            with first_member(pl_module):
+                groups = depth_groups(pl_module, run, named=self._named)
         except ModelError:
             if run is not None:  # its layers are called in a way that no hook sees
                 return self.cut(pl_module)

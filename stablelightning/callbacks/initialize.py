@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from stablelightning.callbacks.agreement import anyones_failure
 from stablelightning.callbacks.batches import inputs_and_target
-from stablelightning.callbacks.before import BeforeTraining
+from stablelightning.callbacks.before import BeforeTraining, for_each_member
 from stablelightning.callbacks.example import example_batch
 from stablelightning.callbacks.resume import checkpoint_to_load
 from stablelightning.callbacks.shards import is_sharded
@@ -98,7 +98,7 @@ class InitializeWeights(BeforeTraining):
         self.report = None
         if trainer.limit_train_batches == 0 or trainer.global_step or checkpoint_to_load(trainer):
             return
-        self.when_the_model_is_there(trainer, pl_module, self._initialize)
+        self.when_the_model_is_there(trainer, pl_module, for_each_member(self._initialize))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tell what was done."""

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from stablelightning.callbacks.agreement import anyones_failure
-from stablelightning.callbacks.before import BeforeTraining
+from stablelightning.callbacks.before import BeforeTraining, first_member, for_each_member
 from stablelightning.callbacks.contestant import copy_of
 from stablelightning.callbacks.described import check_described, described, plain
 from stablelightning.callbacks.initialize import InitializeWeights
@@ -235,7 +235,8 @@ class PretrainFirst(BeforeTraining):
             for part in (self._prepared, self._trained):
                 try:
                     if failure is None:
-                        learned = part(trainer, pl_module, learned)
+                        with first_member(pl_module):
+                            learned = part(trainer, pl_module, learned)
                 except Exception as error:
                     failure = error
                 failure = anyones_failure(trainer, failure)
@@ -246,7 +247,9 @@ class PretrainFirst(BeforeTraining):
         if trainer.world_size > 1:  # each has statistics of norms of its own
             values, record = trainer.strategy.broadcast((values, record))
         try:
-            record["taken_over"] = take_over(pl_module, values)
+            for_each_member(lambda _, member: record.update(taken_over=take_over(member, values)))(
+                trainer, pl_module
+            )
         except ModelError as error:  # on all processes alike
             return self._give_up(error)
         vars(pl_module)[_MARK] = True

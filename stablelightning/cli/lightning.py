@@ -26,7 +26,12 @@ from stablelightning.errors import CheckpointError, RecipeError, StableLightning
 from stablelightning.model.backbones import without_weights
 
 #: Imported before parsing, so that their classes can be named without their modules.
-_SHORT_NAMES = ("stablelightning.data", "stablelightning.module", "stablelightning.nn")
+_SHORT_NAMES = (
+    "stablelightning.data",
+    "stablelightning.ensemble",
+    "stablelightning.module",
+    "stablelightning.nn",
+)
 
 #: What Lightning takes for a checkpoint beside a path.
 _SPECIAL = re.compile(r"best$|last$|hpc$|registry(:|$)|\w+://")

@@ -256,8 +256,7 @@ class StackedNetworks(nn.Module, Members):
         for _, _, tensor in places:
             if id(tensor) not in alone:
                 part = tensor.detach()[number]
-                needs = isinstance(tensor, nn.Parameter)
-                alone[id(tensor)] = nn.Parameter(part, tensor.requires_grad) if needs else part
+                alone[id(tensor)] = _like(tensor, part)
         for module, name, tensor in places:
             _put(module, name, alone[id(tensor)])
         self.chosen, self.is_member = number, True
@@ -266,10 +265,36 @@ class StackedNetworks(nn.Module, Members):
         finally:
             self.chosen, self.is_member = None, False
             for module, name, tensor in places:
-                now = module._buffers.get(name)
-                if now is not None and now is not alone[id(tensor)]:  # replaced, not written into
-                    tensor[number].copy_(now.detach())
-                _put(module, name, tensor)
+                self._give_back(module, name, tensor, alone[id(tensor)], number)
+            self._stack_new({id(tensor) for _, _, tensor in places})
+
+    @torch.no_grad()
+    def _give_back(
+        self, module: nn.Module, name: str, stack: Tensor, alone: Tensor, number: int
+    ) -> None:
+        """Put the stack back in its place, with what became of one member."""
+        now = module._buffers.get(name)
+        if now is not None and now is not alone:  # replaced, not written into
+            stack[number].copy_(now)
+        if isinstance(alone, nn.Parameter):
+            stack.requires_grad_(alone.requires_grad)
+        if name in module._parameters or name in module._buffers:
+            _put(module, name, stack)
+
+    @torch.no_grad()
+    def _stack_new(self, stacks: set[int]) -> None:
+        """What a member was given, a norm say, all members get, each a copy of its own."""
+        fresh = [*_places(self.networks, "_parameters"), *_places(self.networks, "_buffers")]
+        made: dict[int, Tensor] = {}
+        for module, name, tensor in fresh:
+            if id(tensor) in stacks:
+                continue
+            if id(tensor) not in made:
+                made[id(tensor)] = _like(tensor, torch.stack([tensor.detach()] * self.members))
+            _put(module, name, made[id(tensor)])
+        if made:
+            self._proven.clear()
+            self.refusal = ""
 
     def member(self, number: int) -> nn.Module:
         """A copy of one member as a network of its own."""
@@ -347,6 +372,13 @@ def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
     setattr(module, name, tensor)
 
 
+def _like(tensor: Tensor, values: Tensor) -> Tensor:
+    """Values as a parameter or a buffer, as the tensor is one."""
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(values, tensor.requires_grad)
+    return values
+
+
 def _nothing() -> None:
     """In place of ``flatten_parameters``: cuDNN cannot lay out stacked weights."""
 
@@ -360,8 +392,7 @@ def _stacked(networks: list[nn.Module]) -> nn.Module:
     for (module, name, tensor), *all_of_it in zip(places, *others, strict=True):
         if id(tensor) not in made:
             stack = torch.stack([theirs.detach() for _, _, theirs in all_of_it])
-            needs = isinstance(tensor, nn.Parameter)
-            made[id(tensor)] = nn.Parameter(stack, tensor.requires_grad) if needs else stack
+            made[id(tensor)] = _like(tensor, stack)
         _put(module, name, made[id(tensor)])
     for module in code.modules():
         if isinstance(module, nn.RNNBase):

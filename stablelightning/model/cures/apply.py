@@ -18,6 +18,7 @@ from stablelightning.model.cures.treatment import (
 
 if TYPE_CHECKING:
     from stablelightning.model.diagnosis import Finding
+from stablelightning.model.members import members_of
 
 Plan = dict[str, Any]
 
@@ -144,6 +145,9 @@ def repeat_treatments(model: nn.Module, treatments: Sequence[dict[str, Any]]) ->
         >>> new.load_state_dict(treated.state_dict())
         <All keys matched successfully>
     """
+    if (members := members_of(model)) is not None:
+        with members.as_member(0):  # the structure is that of all
+            return repeat_treatments(model, treatments)
     had = recorded_treatments(model)
     wanted = [dict(entry) for entry in treatments]
     if wanted[: len(had)] != had:

@@ -1,0 +1,240 @@
+"""StableEnsemble: members trained side by side are members trained alone; checkpoints; settings."""
+
+import copy
+from functools import partial
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from stablelightning import mc_dropout
+from stablelightning.callbacks import (
+    ClipGradientNorm,
+    EstimateUncertainty,
+    GuardTraining,
+    InitializeWeights,
+    MonitorSignals,
+)
+from stablelightning.ensemble import StableEnsemble
+from stablelightning.errors import ModelError, RecipeError
+from stablelightning.module import StableModule
+from stablelightning.nn import MLP
+from tests.processes import reports_of
+
+MEMBERS = 3
+PLAIN = partial(MLP, 4, 3, hidden=[8], dropout=0.0)
+SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+
+
+def rows(number=24, task="classification"):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(number, 4, generator=generator)
+    y = torch.randint(3, (number,), generator=generator)
+    if task == "regression":
+        y = x.sum(1)
+    if task == "multilabel":
+        y = torch.randint(2, (number, 3), generator=generator).float()
+    return DataLoader(TensorDataset(x, y), batch_size=8)
+
+
+def trainer(folder=None, **settings):
+    keeps = folder is not None
+    settings = {"max_epochs": 2, "enable_checkpointing": keeps, **settings}
+    return L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=folder, **settings,
+    )  # fmt: skip
+
+
+def alone(ensemble, number, **settings):
+    return StableModule(ensemble.network.member(number), task=ensemble.task, **settings)
+
+
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+def test_training_together_is_training_each_alone(engine):
+    settings = {"task": "classification", "optimizer": SGD}
+    ensemble = StableEnsemble(PLAIN, members=MEMBERS, engine=engine, **settings)
+    singles = [StableModule(ensemble.network.member(n), **settings) for n in range(MEMBERS)]
+    trainer().fit(ensemble, rows())
+    for number, single in enumerate(singles):
+        trainer().fit(single, rows())
+        for name, value in ensemble.network.member(number).state_dict().items():
+            expected = single.network.state_dict()[name]
+            torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_logged_is_the_mean_of_the_members_and_the_loss_of_the_mixture():
+    ensemble = StableEnsemble(PLAIN, task="classification", members=MEMBERS)
+    batch = next(iter(rows()))
+    fit = trainer(max_steps=1)
+    losses = [alone(ensemble, n).loss(batch) for n in range(MEMBERS)]
+    fit.fit(ensemble, rows())
+    torch.testing.assert_close(fit.callback_metrics["train/loss"], torch.stack(losses).mean())
+
+    with torch.no_grad():
+        inputs, target = batch
+        mean = ensemble.network(inputs).softmax(-1).mean(0)
+    fit.validate(ensemble, DataLoader(TensorDataset(*batch), batch_size=8), verbose=False)
+    expected = -mean.gather(1, target[:, None]).log().mean()
+    torch.testing.assert_close(fit.callback_metrics["val/loss"], expected)
+
+
+@pytest.mark.parametrize(
+    ("task", "make"),
+    [
+        ("classification", PLAIN),
+        ("classification", partial(MLP, 4, 3, hidden=[8], dropout=0.5)),
+        ("multilabel", PLAIN),
+        ("regression", partial(MLP, 4, hidden=[8], dropout=0.0)),
+        ("regression", partial(MLP, 4, hidden=[8], dropout=0.5, variance=True)),
+    ],
+)
+def test_every_task_trains_tests_and_predicts(task, make):
+    ensemble = StableEnsemble(make, task=task, members=MEMBERS)
+    uncertain = EstimateUncertainty(samples=8)
+    fit = trainer(callbacks=[uncertain])
+    fit.fit(ensemble, rows(task=task), rows(8, task=task))
+    (results,) = fit.test(ensemble, rows(8, task=task), verbose=False)
+    assert all(value == value for value in results.values())
+    has_dropout = any(isinstance(m, nn.Dropout) and m.p for m in ensemble.modules())
+    assert uncertain.results["uncertainty/samples_used"] == MEMBERS * (8 if has_dropout else 1)
+    assert uncertain.results["uncertainty/epistemic"] > 0
+    prediction = fit.predict(ensemble, rows(8, task=task))[0]
+    assert prediction.task == task
+    assert prediction.engine == f"{MEMBERS} members"
+
+
+def test_the_plain_output_is_that_of_the_mixture():
+    ensemble = StableEnsemble(PLAIN, task="classification", members=MEMBERS).eval()
+    x = torch.randn(6, 4)
+    mean = ensemble.network(x).softmax(-1).mean(0)
+    torch.testing.assert_close(ensemble(x).softmax(-1), mean)
+    torch.testing.assert_close(mc_dropout(ensemble, x).mean, mean.detach())
+
+    labels = StableEnsemble(PLAIN, task="multilabel", members=MEMBERS).eval()
+    torch.testing.assert_close(labels(x).sigmoid(), labels.network(x).sigmoid().mean(0))
+
+
+def test_a_subclass_has_a_loss_of_its_own():
+    class Weighted(StableEnsemble):
+        def loss(self, batch):
+            inputs, target = batch
+            loss = nn.functional.cross_entropy(self(inputs), target, reduction="none")
+            return {"loss": loss.mean(), "worst": loss.amax()}
+
+    ensemble = Weighted(PLAIN, members=MEMBERS)
+    fit = trainer()
+    fit.fit(ensemble, rows())
+    assert fit.callback_metrics["train/worst"] > fit.callback_metrics["train/loss"]
+    assert ensemble.network.refusal == ""
+
+
+def test_members_are_drawn_from_seeds_of_their_own():
+    def drawn(members):
+        L.seed_everything(3, verbose=False)
+        return StableEnsemble(PLAIN, task="classification", members=members)
+
+    three, five = drawn(3), drawn(5)
+    weight = three.network.networks.get_parameter("body.0.weight")
+    assert not torch.equal(weight[0], weight[1])
+    assert torch.equal(weight, five.network.networks.get_parameter("body.0.weight")[:3])
+
+
+def test_every_member_is_initialized_differently():
+    ensemble = StableEnsemble(PLAIN, task="classification", members=MEMBERS)
+    before = copy.deepcopy(ensemble.state_dict())
+    callback = InitializeWeights("orthogonal")
+    trainer(max_steps=1, callbacks=[callback], limit_train_batches=1).fit(
+        StableEnsembleAtRest.of(ensemble), rows()
+    )
+    name = "network.networks.body.0.weight"
+    weight = ensemble.state_dict()[name]
+    assert not torch.equal(weight, before[name])
+    for member in weight:
+        torch.testing.assert_close(member.T @ member / (member.T @ member)[0, 0], torch.eye(4))
+    assert not torch.allclose(weight[0], weight[1])
+
+
+class StableEnsembleAtRest(StableEnsemble):
+    """Trains without moving."""
+
+    @classmethod
+    def of(cls, ensemble):
+        ensemble.__class__ = cls
+        return ensemble
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def test_callbacks_of_training_work_beside_it():
+    callbacks = [ClipGradientNorm(1.0), GuardTraining(), MonitorSignals()]
+    ensemble = StableEnsemble(
+        partial(MLP, 4, 3, hidden=[8], dropout=0.2), task="classification", members=MEMBERS
+    )
+    fit = trainer(callbacks=callbacks)
+    fit.fit(ensemble, rows())
+    assert fit.global_step == 6
+    assert all(p.isfinite().all() for p in ensemble.parameters())
+
+
+def test_a_run_resumes_to_the_same_weights_and_a_checkpoint_is_loaded(tmp_path):
+    def fresh():
+        L.seed_everything(0, verbose=False)
+        return StableEnsemble(PLAIN, task="classification", members=MEMBERS, optimizer=SGD)
+
+    whole = fresh()
+    trainer(max_epochs=3).fit(whole, rows())
+    first = trainer(tmp_path, max_epochs=1)
+    first.fit(fresh(), rows())
+    path = tmp_path / "half.ckpt"
+    first.save_checkpoint(path)
+    resumed = fresh()
+    trainer(max_epochs=3).fit(resumed, rows(), ckpt_path=path)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value)
+
+    loaded = StableEnsemble.load_from_checkpoint(path, network=PLAIN)
+    assert loaded.members == MEMBERS
+    assert loaded.task == "classification"
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "said"),
+    [
+        ({"members": 0}, RecipeError, "members must be"),
+        ({"engine": "fast"}, RecipeError, "engine must be one of"),
+        ({"network": lambda: 3}, ModelError, "network must make a module, got int"),
+    ],
+)
+def test_bad_settings(settings, error, said):
+    with pytest.raises(error, match=said):
+        StableEnsemble(**{"network": PLAIN, "task": "classification", **settings})
+
+
+def test_without_a_task_there_is_nothing_to_train():
+    with pytest.raises(ModelError, match="ensemble needs a task"):
+        trainer().fit(StableEnsemble(PLAIN), rows())
+
+
+def train_on(rank):
+    L.seed_everything(0, verbose=False)
+    ensemble = StableEnsemble(PLAIN, task="classification", members=MEMBERS, optimizer=SGD)
+    trainer(devices=2, strategy="ddp", max_epochs=1).fit(ensemble, rows(32))
+    return {name: p.detach() for name, p in ensemble.named_parameters()}
+
+
+def test_two_processes_train_the_members_of_one(tmp_path):
+    first, second = reports_of(train_on, tmp_path)
+    L.seed_everything(0, verbose=False)
+    ensemble = StableEnsemble(PLAIN, task="classification", members=MEMBERS, optimizer=SGD)
+    x, y = next(iter(DataLoader(rows(32).dataset, batch_size=32)))
+    # Lightning deals rows out in turn: the even ones and the odd ones, in batches of 8 each.
+    order = [row for start in (0, 16) for row in range(start, start + 16)]
+    batches = DataLoader(TensorDataset(x[order], y[order]), batch_size=16)
+    trainer(max_epochs=1).fit(ensemble, batches)
+    for name, value in ensemble.named_parameters():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], value.detach(), rtol=1e-4, atol=1e-5)
