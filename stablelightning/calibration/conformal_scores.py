@@ -103,7 +103,8 @@ class AdaptiveScore(ClassScore):
 
     Args:
         randomized: take a drawn share of a class's own probability, by which the coverage is just
-            what was promised; without it, sets are larger and hold more.
+            what was promised. Without it the class with which the sum passes the threshold is in
+            the set as well: sets are larger, hold more than they promise, and are never empty.
         seed: of those draws, which depend on the row alone and not on its batch.
 
     Raises:
@@ -124,14 +125,22 @@ class AdaptiveScore(ClassScore):
 
     def of_classes(self, prediction: Prediction, rows: Tensor | None) -> Tensor:
         """Sums of sorted probabilities."""
-        return adaptive_scores(prediction.mean, self._uniform(prediction, rows))
-
-    def _uniform(self, prediction: Prediction, rows: Tensor | None) -> Tensor | None:
         if not self.randomized:
-            return None
+            return self._scores(prediction, None)
         # Rows that nobody named are told apart by what was predicted of them.
         keys = row_keys(prediction.mean) if rows is None else rows
-        return uniform_of_rows(keys, self.seed).to(prediction.mean.device)
+        return self._scores(prediction, uniform_of_rows(keys, self.seed))
+
+    def held(self, prediction: Prediction, threshold: Tensor, rows: Tensor | None) -> Prediction:
+        """The prediction with ``sets``."""
+        if self.randomized:
+            return super().held(prediction, threshold, rows)
+        # By what the more probable classes sum to: what held the target by more still holds it.
+        before = self._scores(prediction, torch.zeros(len(prediction.mean)))
+        return replace(prediction, sets=before <= threshold)
+
+    def _scores(self, prediction: Prediction, uniform: Tensor | None) -> Tensor:
+        return adaptive_scores(prediction.mean, uniform)
 
 
 class RegularizedAdaptiveScore(AdaptiveScore):
@@ -164,13 +173,9 @@ class RegularizedAdaptiveScore(AdaptiveScore):
         self.penalty = penalty
         self.free = free
 
-    def of_classes(self, prediction: Prediction, rows: Tensor | None) -> Tensor:
-        """Sums of sorted probabilities and of prices."""
+    def _scores(self, prediction: Prediction, uniform: Tensor | None) -> Tensor:
         return regularized_adaptive_scores(
-            prediction.mean,
-            self._uniform(prediction, rows),
-            penalty=self.penalty,
-            free=self.free,
+            prediction.mean, uniform, penalty=self.penalty, free=self.free
         )
 
 

@@ -124,8 +124,7 @@ def adaptive_scores(probabilities: Tensor, uniform: Tensor | None = None) -> Ten
 
     Args:
         probabilities: ``(N, C)``.
-        uniform: ``(N,)`` in [0, 1], see :func:`uniform_of_rows`; ``None`` takes the whole of it,
-            for sets that are larger than promised and the same without any draw.
+        uniform: ``(N,)`` in [0, 1], see :func:`uniform_of_rows`; ``None`` takes the whole of it.
 
     Returns:
         ``(N, C)``, in [0, 1].

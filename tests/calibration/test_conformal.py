@@ -117,6 +117,18 @@ def test_least_ambiguous_sets_are_the_smallest() -> None:
     assert sizes == sorted(sizes)
 
 
+def test_without_draws_no_set_is_empty_and_more_is_held() -> None:
+    (known, target), (new, later) = classified(1000), classified(1000, seed=1)
+    for kind in (AdaptiveScore, RegularizedAdaptiveScore):
+        drawn, whole = (
+            ConformalSets(0.2, score=kind(randomized=drawn)).fit(known, target)(new)
+            for drawn in (True, False)
+        )
+        assert whole.sets is not None
+        assert bool(whole.sets.any(1).all())
+        assert held_share(whole, later) >= held_share(drawn, later)
+
+
 def test_scaled_intervals_are_wide_where_errors_are_large() -> None:
     known, target = measured(500)
     scaled = ConformalSets(score=ScaledResidualScore()).fit(known, target)(known)
