@@ -1,15 +1,14 @@
 """What a run leaves: numbers, predictions, plots, a table in the terminal, and the same in W&B."""
 
-import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
 
+from stablelightning.cli.decide import decided_on
+from stablelightning.cli.figures import Seen, figures_of, images_of
 from stablelightning.cli.sections import run_sections
 from stablelightning.optional import require
 from stablelightning.report import plots
@@ -25,8 +24,6 @@ from stablelightning.report.table import print_summary
 from stablelightning.report.wandb import log_figure, log_summary, log_table
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from stablelightning.cli.observe import ObserveUnknown
 
 Rows = dict[str, Tensor]
@@ -34,7 +31,6 @@ Rows = dict[str, Tensor]
 #: What is needed at the end of a run, and so looked for at its beginning.
 _NEEDED = ("matplotlib", "pyarrow", "rich")
 _EXAMPLES = 50  #: rows of the W&B table
-_NINE = 9
 
 
 def require_what_is_needed() -> None:
@@ -73,7 +69,12 @@ def leave_results(
     log_summary(trainer.loggers, summary)
     if unknown and rows:
         write_predictions(folder, rows, **names_of(rows, data, "test_files"))
-        for name, figure in _figures(rows, unknown.rows, data):
+        level = unknown.estimate.results.get("uncertainty/level")
+        seen = Seen(rows, unknown.rows, data, level=level, thresholds=decided_on(trainer))
+        for name, figure in figures_of(seen):
+            if isinstance(figure, str):
+                left_out.append(figure)
+                continue
             plots.save_figure(figure, folder / "plots" / f"{name}.png")
             log_figure(trainer.loggers, f"uncertainty/{name}", figure)
         _log_examples(trainer, rows)
@@ -81,6 +82,10 @@ def leave_results(
         if section.figure is not None:
             plots.save_figure(section.figure, folder / "plots" / f"{section.name}.png")
             log_figure(trainer.loggers, f"report/{section.name}", section.figure)
+        if section.rows:
+            log_table(
+                trainer.loggers, f"report/{section.name}_table", section.columns, section.rows
+            )
     print()
     print_summary(summary, title=folder.name)
     for section in sections:
@@ -124,67 +129,12 @@ def names_of(rows: Rows, data: Any, files: str) -> dict[str, Any]:
     return {"files": paths, "class_names": names}
 
 
-def _figures(rows: Rows, unknown: dict[str, Rows], data: Any) -> Iterator[tuple[str, "Figure"]]:
-    mean, target = rows["mean"], rows.get("target")
-    if target is not None and mean.ndim == 2 and target.ndim == 1:
-        both = {"one pass": rows["deterministic"], "mean of the samples": mean}
-        yield "reliability", plots.reliability_diagram(both, target)
-        if figure := _nine(rows, data):
-            yield "most_uncertain", figure
-    elif target is not None and mean.ndim == 1:
-        std = rows["total"].clamp(min=0).sqrt()
-        yield "intervals", plots.interval_plot(mean, std, target)
-        yield "interval_calibration", plots.interval_calibration(mean, std, target)
-    if unknown and rows["epistemic"].ndim == 1:
-        label = "mutual information (nats)" if mean.ndim == 2 else "epistemic variance"
-        others = {name: other["epistemic"] for name, other in unknown.items()}
-        yield "out_of_distribution", plots.ood_histogram(rows["epistemic"], others, label=label)
-
-
-def _nine(rows: Rows, data: Any) -> "Figure | None":
-    """The nine test inputs of which the model is least sure, if they are images."""
-    chosen = rows["epistemic"].argsort(descending=True, stable=True)[:_NINE]
-    images = _images(data, rows["index"][chosen])
-    if images is None:
-        return None
-    return plots.most_uncertain_grid(
-        images,
-        rows["mean"][chosen],
-        rows["epistemic"][chosen],
-        rows["target"][chosen],
-        class_names=getattr(data, "class_names", None),
-    )
-
-
-def _images(data: Any, index: Tensor) -> Tensor | None:
-    """Test inputs by their index, ``(n, channels, height, width)``; ``None`` if they are no images.
-
-    Rows of pixels are images too where the data module says how many ``in_channels`` they have.
-    Whose data module it may be: a run that has trained must not end at its pictures.
-    """
-    channels = getattr(data, "in_channels", None)
-    if channels not in (1, 3) or not hasattr(data, "test_dataloader"):
-        return None
-    dataset: Any = getattr(data.test_dataloader(), "dataset", None)
-    if not hasattr(dataset, "__getitem__") or isinstance(dataset, IterableDataset):
-        return None
-    examples = [dataset[int(i)] for i in index]
-    inputs = [e[0] for e in examples if isinstance(e, tuple | list) and isinstance(e[0], Tensor)]
-    if len(inputs) < len(index) or len({image.shape for image in inputs}) != 1:
-        return None
-    stacked = torch.stack(inputs)
-    side = math.isqrt(stacked[0].numel() // channels)
-    if stacked.ndim == 2 and channels * side**2 == stacked.shape[1]:
-        stacked = stacked.view(len(stacked), channels, side, side)
-    return stacked if stacked.ndim == 4 and stacked.shape[1] == channels else None
-
-
 def _log_examples(trainer: L.Trainer, rows: Rows) -> None:
     data = getattr(trainer, "datamodule", None)
     names = getattr(data, "class_names", None)
     columns, examples = most_uncertain_rows(rows, count=_EXAMPLES, class_names=names)
     place = columns.index("index")
-    images = _images(data, torch.tensor([example[place] for example in examples]))
+    images = images_of(data, torch.tensor([example[place] for example in examples]))
     if images is not None:
         columns = [*columns, "image"]
         shown = [image.movedim(0, -1) if len(image) == 3 else image[0] for image in images]

@@ -41,6 +41,7 @@ RUN: tuple[str, ...] = (
     "stablelightning.cli.sections.monitored",
     "stablelightning.callbacks.clip_sections.run_section",
     "stablelightning.cli.gap.gap_of_run",
+    "stablelightning.cli.decide.decisions",
     "stablelightning.report.guard.guard_section",
     "stablelightning.callbacks.sparse.sparsity_of_run",
     "stablelightning.cli.latency.latency_after_training",

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stablelightning.functional.abstain import REASONS
 from stablelightning.optional import require
 
 Column = Tensor | Sequence[Any]
@@ -46,7 +47,8 @@ def flat_columns(
 
     One number for each row stands under its own name, a vector as ``mean_0``, ``mean_1``, ...;
     anything larger (dense predictions) as one list for each row, flattened. In front of the
-    ``mean`` of a classifier stands ``prediction``, its most probable class.
+    ``mean`` of a classifier stands ``prediction``, its most probable class. A ``reason`` stands in
+    words.
 
     Args:
         rows: by name, each with one entry per row: tensors ``(N, ...)`` on the CPU, or sequences.
@@ -66,6 +68,9 @@ def flat_columns(
     for name, value in rows.items():
         if not isinstance(value, Tensor):
             columns[name] = value
+            continue
+        if name == "reason" and value.dtype == torch.int64:
+            columns[name] = [REASONS[number] for number in value.tolist()]
             continue
         if name == "mean" and classification and value.ndim == 2:
             columns["prediction"] = value.argmax(1).numpy()

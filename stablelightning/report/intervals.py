@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -57,23 +57,66 @@ def interval_plot(
         raise RecipeError(f"level must be in (0, 1), got {level}; 0.9 is usual.")
     centre, spread, observed = _checked(mean, std, target)
     half = NormalDist().inv_cdf((1 + level) / 2) * spread
-    inside = np.abs(observed - centre) <= half
+    return _drawn(centre, (centre - half, centre + half), observed, level=level, label=label)
+
+
+def bounds_plot(
+    mean: Array,
+    lower: Array,
+    upper: Array,
+    target: Array,
+    *,
+    level: float = 0.9,
+    label: str = "target",
+) -> "Figure":
+    """Plot predictions in ascending order with intervals of any form, and what was observed.
+
+    As :func:`interval_plot`, with the ends that were promised instead of those of a normal
+    distribution.
+
+    Args:
+        mean: ``(N,)`` predictive mean, in target units.
+        lower: ``(N,)`` lower end of each interval, in target units.
+        upper: ``(N,)`` upper end.
+        target: ``(N,)``, in target units.
+        level: what the intervals promise to hold, in (0, 1).
+        label: name and unit of the target.
+
+    Raises:
+        DataError: lengths differ, there are no rows, or an end is NaN or infinite.
+        RecipeError: ``level`` is out of its range.
+
+    Example:
+        >>> bounds_plot([1.0, 2.0], [0.5, 1.5], [3.0, 2.5], [1.2, 4.0]).get_suptitle()
+        'The 90 % intervals hold 50 % of 2 targets'
+    """
+    if not 0 < level < 1:
+        raise RecipeError(f"level must be in (0, 1), got {level}; 0.9 is usual.")
+    centre, low, high, observed = (as_floats(v).ravel() for v in (mean, lower, upper, target))
+    if not len(centre) == len(low) == len(high) == len(observed) or not len(centre):
+        raise DataError(
+            "mean, lower, upper and target must have the same rows, at least one; got "
+            f"{len(centre)}, {len(low)}, {len(high)} and {len(observed)}."
+        )
+    ends = np.isfinite(low) & np.isfinite(high)
+    if not ends.all():
+        raise DataError(f"intervals must be finite to be drawn, got {int((~ends).sum())} others.")
+    return _drawn(centre, (low, high), observed, level=level, label=label)
+
+
+def _drawn(
+    centre: Floats, ends: tuple[Floats, Floats], observed: Floats, *, level: float, label: str
+) -> "Figure":
+    inside = (ends[0] <= observed) & (observed <= ends[1])
     order = np.argsort(centre, kind="stable")
     if len(order) > _MOST_ROWS:
         order = order[np.linspace(0, len(order) - 1, _MOST_ROWS).round().astype(int)]
     rank = np.arange(1, len(order) + 1)
     figure = new_figure(6.4, 3.8)
     axes = figure.subplots()
-    low, high = (centre - half)[order], (centre + half)[order]
-    axes.fill_between(
-        rank,
-        low,
-        high,
-        color=COLOURS[0],
-        alpha=BAND_ALPHA,
-        linewidth=0,
-        label=f"{level * 100:.0f} % interval",
-    )
+    look: dict[str, Any] = {"color": COLOURS[0], "alpha": BAND_ALPHA, "linewidth": 0}
+    name = f"{level * 100:.0f} % interval"
+    axes.fill_between(rank, ends[0][order], ends[1][order], label=name, **look)
     axes.plot(rank, centre[order], color=COLOURS[0], linewidth=1.4, label="predicted mean")
     for chosen, colour, marker, text in (
         (inside[order], INK, "o", "observed, inside"),

@@ -15,7 +15,7 @@ import numpy as np
 
 from stablelightning.errors import DataError
 from stablelightning.files import written_whole
-from stablelightning.report.intervals import interval_calibration, interval_plot
+from stablelightning.report.intervals import bounds_plot, interval_calibration, interval_plot
 from stablelightning.report.statistics import Array, Floats, as_floats, auroc, wilson_interval
 from stablelightning.report.style import (
     BAND_ALPHA,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "bounds_plot",
     "interval_calibration",
     "interval_plot",
     "most_uncertain_grid",

@@ -81,7 +81,7 @@ def risk_coverage(
     Example:
         >>> score, wrong = np.arange(20) / 20, np.arange(20) >= 18
         >>> risk_coverage({"entropy": score}, {"entropy": wrong}).get_suptitle()
-        'Leaving out the least certain 10 % of the rows changes wrong answers\nfrom 10 to 0 %'
+        'Leaving out the least certain 10 % of the rows changes wrong answers\nfrom 10 to 0\xa0%'
     """
     if uncertainty.keys() != loss.keys() or not uncertainty:
         raise DataError(
@@ -94,8 +94,9 @@ def risk_coverage(
     costs = as_floats(loss[name]).ravel()
     figure = new_figure(6.0, 4.6)
     axes = figure.subplots()
+    uncertain = 0.0
     if set(np.unique(costs)) <= {0.0, 1.0} and not squared:
-        _draw_band(axes, series[name], len(costs), COLOURS[place])
+        uncertain = _draw_band(axes, series[name], len(costs), COLOURS[place])
     for position, (each, (coverage, risk, area)) in enumerate(series.items()):
         text = f"{each}, AURC {area:.3g}"
         look: dict[str, Any] = {
@@ -116,7 +117,7 @@ def risk_coverage(
         axes.plot(point[0], height, "D", color=INK, markersize=6, zorder=4, label="as decided")
     calm = [each.risk[each.coverage >= min(_CALM, 1)].max() for each in series.values()]
     top = float(_shown(max(calm), squared)) * _HEADROOM
-    axes.set(xlim=(0, 1.01), ylim=(0, top or 1))
+    axes.set(xlim=(0, 1.01), ylim=(0, max(top, uncertain) or 1))
     unit = "" if squared else " (% of the rows answered)"
     tidy(axes, x="share of rows answered (coverage)", y=f"{label}{unit}", grid="both")
     legend(axes, columns=2)
@@ -128,12 +129,14 @@ def _shown(risk: Any, squared: bool) -> Any:
     return np.sqrt(risk) if squared else 100 * risk
 
 
-def _draw_band(axes: "Axes", series: _Series, rows: int, colour: str) -> None:
+def _draw_band(axes: "Axes", series: _Series, rows: int, colour: str) -> float:
+    """Draw the interval of every risk, and return the upper end of the last one."""
     count = series.coverage * rows
     low, high = wilson_interval(series.risk * count, count)
     shown = count >= _FEWEST
     coverage, band = series.coverage[shown], (100 * low[shown], 100 * high[shown])
     axes.fill_between(coverage, *band, color=colour, alpha=BAND_ALPHA, linewidth=0)
+    return 100 * float(high[-1])
 
 
 def _series(uncertainty: Array, loss: Array) -> _Series:
@@ -161,7 +164,7 @@ def _sentence(series: _Series, point: tuple[float, float] | None, squared: bool,
         point = float(series.coverage[place]), float(series.risk[place])
     what, _, _ = label.partition(" (")
     before, after = (_shown(risk, squared) for risk in (series.risk[-1], point[1]))
-    unit = "" if squared else " %"
+    unit = "" if squared else "\N{NO-BREAK SPACE}%"
     return (
         f"Leaving out {which}{100 * (1 - point[0]):.3g} % of the rows changes {what} from "
         f"{before:.3g} to {after:.3g}{unit}"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stablelightning.errors import DataError, StableLightningWarning
 from stablelightning.files import written_whole
+from stablelightning.functional.abstain import REASONS
 from stablelightning.optional import require
 from stablelightning.report.columns import flat_columns, is_classification, plain_column
 from stablelightning.report.statistics import auroc
@@ -248,6 +249,8 @@ def most_uncertain_rows(
             table["confidence"] = confidence.tolist()
         elif key == "target" and is_classification(host):
             table["target"] = _named(value[order], class_names)
+        elif key == "reason":
+            table[key] = [REASONS[number] for number in value[order].tolist()]
         elif value.ndim == 1:
             table["prediction" if key == "mean" else key] = value[order].tolist()
     return list(table), [list(row) for row in zip(*table.values(), strict=True)]

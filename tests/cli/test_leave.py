@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from stablelightning.cli.leave import _images, with_dataset_rows
+from stablelightning.cli.figures import images_of
+from stablelightning.cli.leave import with_dataset_rows
 
 
 class Data:
@@ -50,7 +51,7 @@ INDEX = torch.tensor([3, 1])
     ],
 )
 def test_images_are_found_by_their_index(dataset, channels, shape):
-    images = _images(Data(dataset, channels), INDEX)
+    images = images_of(Data(dataset, channels), INDEX)
     assert images.shape == shape
     assert torch.equal(images.flatten(1), dataset.tensors[0][INDEX].flatten(1))
 
@@ -72,7 +73,7 @@ def test_images_are_found_by_their_index(dataset, channels, shape):
     ],
 )
 def test_anything_else_is_no_image_and_no_error(data):
-    assert _images(data, INDEX) is None
+    assert images_of(data, INDEX) is None
 
 
 def test_rows_of_the_data_stand_beside_the_index():

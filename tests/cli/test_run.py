@@ -11,6 +11,7 @@ from tests.cli.commands import QUICK, stablelightning
 from tests.report.offline import read_offline_run
 
 pandas = pytest.importorskip("pandas")
+Image = pytest.importorskip("PIL.Image")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,14 @@ def test_predictions_say_which_row_of_the_data_each_one_is(folder):
 
 def test_plots_are_images(folder):
     plots = {path.stem: path.read_bytes() for path in (folder / "plots").glob("*.png")}
-    assert set(plots) == {"reliability", "out_of_distribution", "most_uncertain", "latency"}
+    assert set(plots) == {
+        "decomposition",
+        "latency",
+        "most_uncertain",
+        "out_of_distribution",
+        "reliability",
+        "risk_coverage",
+    }
     assert all(data.startswith(b"\x89PNG") and len(data) > 5000 for data in plots.values())
 
 
@@ -111,10 +119,30 @@ def test_wandb_holds_every_number_the_recipe_the_plots_and_the_table(folder, sum
     run = read_offline_run(folder / "wandb")
     assert set(summary) <= run.metrics
     assert {"train/loss", "val/loss"} <= run.metrics
-    shown = ("reliability", "out_of_distribution", "most_uncertain", "most_uncertain_examples")
-    assert {f"uncertainty/{name}/path" for name in shown} <= run.metrics
     assert run.config["model"]["init_args"]["network"]["class_path"] == "stablelightning.nn.MLP"
     assert run.exit_code == 0
+
+
+def test_every_picture_and_table_of_wandb_has_arrived(folder):
+    run = read_offline_run(folder / "wandb")
+    told = {key: value for row in run.history for key, value in row.items()}
+    (files,) = (folder / "wandb").glob("offline-run-*/files")
+    for plot in (folder / "plots").glob("*.png"):
+        group = "report" if plot.stem == "latency" else "uncertainty"
+        sent = files / told[f"{group}/{plot.stem}/path"]
+        with Image.open(sent) as there, Image.open(plot) as here:
+            assert there.size == here.size
+    name = "uncertainty/most_uncertain_examples"
+    table = json.loads((files / told[f"{name}/path"]).read_text())
+    assert {"target", "prediction", "epistemic", "image"} <= set(table["columns"])
+    assert len(table["data"]) == 50
+    # The images in a table travel beside it.
+    (artifact,) = (a for key, a in run.artifacts.items() if "most_uncertain_examples" in key)
+    pictures = [path for inside, path in artifact.items() if inside.endswith(".png")]
+    assert len(pictures) == 50
+    for path in pictures:
+        with Image.open(path) as digit:
+            assert digit.size == (8, 8)
 
 
 def test_config_is_a_recipe_for_another_run(folder):

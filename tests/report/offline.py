@@ -22,11 +22,16 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 @dataclass
 class OfflineRun:
-    """What a run's file holds: every row of its history, its config and its final summary."""
+    """What a run's file holds: its history, its config, its final summary, its artifacts.
+
+    An artifact is its files by their path in it, each with the place from which it will be sent.
+    Tables are artifacts: beside the rows these hold the images in them.
+    """
 
     history: list[dict[str, Any]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
+    artifacts: dict[str, dict[str, Path]] = field(default_factory=dict)
     project: str = ""
     kinds: list[str] = field(default_factory=list)
     exit_code: int | None = None
@@ -78,6 +83,9 @@ def _read(data: bytes) -> OfflineRun:
             run.config |= _items(record.config.update)
         elif kind == "summary":
             run.summary |= _items(record.summary.update)
+        elif kind == "artifact":
+            entries = record.artifact.manifest.contents
+            run.artifacts[record.artifact.name] = {e.path: Path(e.local_path) for e in entries}
         elif kind == "exit":
             run.exit_code = record.exit.exit_code
     return run

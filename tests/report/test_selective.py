@@ -32,7 +32,7 @@ def test_the_second_series_is_the_one_that_is_told_of():
     score = np.arange(20) / 20
     wrong = np.arange(20) >= 18
     figure = risk_coverage({"plain": -score, "sampled": score}, {"plain": wrong, "sampled": wrong})
-    said = figure.get_suptitle().replace("\n", " ")
+    said = " ".join(figure.get_suptitle().split())
     assert (
         said
         == "Leaving out the least certain 10 % of the rows changes wrong answers from 10 to 0 %"
@@ -44,7 +44,7 @@ def test_what_was_decided_is_a_point_and_the_sentence():
     figure = risk_coverage({"e": score}, {"e": wrong}, answered=score < 0.8)
     assert lines(figure)["as decided"].get_xydata()[0] == pytest.approx([0.8, 100 / 16])
     assert "Leaving out 20 % of the rows changes wrong answers from 25 to 6.25 %" in (
-        figure.get_suptitle().replace("\n", " ")
+        " ".join(figure.get_suptitle().split())
     )
     nobody = risk_coverage({"e": score}, {"e": wrong}, answered=score < 0)
     assert "as decided" not in lines(nobody)

@@ -1,0 +1,115 @@
+"""What a run tells of the rows that it answered, and why it did not answer the others."""
+
+import lightning as L
+from torch import Tensor
+
+from stablelightning.callbacks.abstain import AbstainWhenUnsure
+from stablelightning.callbacks.uncertainty import EstimateUncertainty
+from stablelightning.cli.sections import callbacks_of
+from stablelightning.functional.abstain import ANSWERED, REASONS
+from stablelightning.model.abstain import Thresholds
+from stablelightning.report.columns import is_classification
+from stablelightning.report.section import Section
+
+Rows = dict[str, Tensor]
+
+_WRONG, _ROOT = "wrong (%)", "RMSE"
+
+
+def decided_on(trainer: L.Trainer) -> Thresholds | None:
+    """The thresholds by which a Trainer decides, if it does.
+
+    Args:
+        trainer: with its callbacks.
+    """
+    return next((decider.thresholds for decider in callbacks_of(trainer, AbstainWhenUnsure)), None)
+
+
+def decisions(trainer: L.Trainer, model: L.LightningModule) -> Section | None:
+    """How many test rows were answered, at which risk, and what kept the others from it.
+
+    Args:
+        trainer: after ``test``.
+        model: that was tested.
+    """
+    thresholds = decided_on(trainer)
+    rows: Rows = next((e.rows for e in callbacks_of(trainer, EstimateUncertainty)), {})
+    if thresholds is None or "answered" not in rows:
+        return None
+    answered = rows["answered"]
+    share = float(answered.float().mean())
+    loss, what = _loss(rows)
+    columns = ["", "rows", "share (%)", *([what] if loss is not None else [])]
+    table = [
+        _row(name, chosen, loss, what)
+        for name, chosen in (
+            *((name, rows["reason"] == number) for number, name in enumerate(REASONS)),
+            ("all", answered | ~answered),
+        )
+    ]
+    lead = f"{100 * share:.3g} % of {len(answered):,} test rows are answered"
+    if loss is not None and bool(answered.any()):
+        some, everybody = (_risk(values, what) for values in (loss[answered], loss))
+        lead += (
+            f", with an {what} of {some:.3g} instead of {everybody:.3g}"
+            if what == _ROOT
+            else f"; of the answers {some:.3g} % are wrong, instead of {everybody:.3g} %"
+        )
+    numbers = {
+        "decide/threshold_total": thresholds.total,
+        "decide/threshold_epistemic": thresholds.epistemic,
+        **{
+            f"decide/{name.replace(' ', '_')}": float((rows["reason"] == number).double().mean())
+            for number, name in enumerate(REASONS)
+            if number != ANSWERED
+        },
+    }
+    return Section(
+        "decisions",
+        "Decisions",
+        lead,
+        columns,
+        table,
+        notes=_notes(thresholds, share),
+        numbers=numbers,
+    )
+
+
+def _notes(thresholds: Thresholds, share: float) -> list[str]:
+    notes = []
+    if thresholds.coverage is not None:
+        notes.append(
+            f"on validation rows {100 * thresholds.coverage:.3g} % were answered, at a risk of "
+            f"{thresholds.risk:.3g}"
+        )
+    if thresholds.bound is not None:
+        notes.append(f"the risk of later rows was promised to stay below {thresholds.bound:.3g}")
+    if share == 0:
+        notes.append("no test row meets the thresholds: allow a larger risk, or look at the data")
+    return notes
+
+
+def _loss(rows: Rows) -> tuple[Tensor | None, str]:
+    """What each answer costs, and what the mean of that is called."""
+    target = rows.get("target")
+    mean = rows.get("calibrated", rows["mean"])
+    if target is None:
+        return None, ""
+    if is_classification(rows):
+        return (mean.argmax(1) != target).double(), _WRONG
+    if mean.shape != target.shape or not target.is_floating_point():
+        return None, ""
+    return (mean - target).double().square().reshape(len(mean), -1).mean(1), _ROOT
+
+
+def _risk(loss: Tensor, what: str) -> float:
+    mean = float(loss.mean())
+    return mean**0.5 if what == _ROOT else 100 * mean
+
+
+def _row(name: str, chosen: Tensor, loss: Tensor | None, what: str) -> list[object]:
+    number = int(chosen.sum())
+    row: list[object] = [name, number, 100 * number / max(len(chosen), 1)]
+    if loss is not None:
+        row.append(_risk(loss[chosen], what) if number else None)
+    return row
