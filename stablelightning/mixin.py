@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torchmetrics import Metric
 
 from stablelightning.callbacks.batches import inputs_and_target
+from stablelightning.callbacks.padding import rows_in, without_repeats
 from stablelightning.checks import check_whole
 from stablelightning.errors import DataError, ModelError, NothingRandomError, RecipeError
 from stablelightning.functional.uncertainty import is_probabilities
@@ -24,7 +24,7 @@ from stablelightning.model.prediction import Task
 from stablelightning.model.sample import mc_dropout
 from stablelightning.model.summarize import select_output
 from stablelightning.model.task import TASKS
-from stablelightning.nn.heads import Gaussian
+from stablelightning.nn.heads import Distribution
 from stablelightning.optimization import configured
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ class StableMixin(_Base):
     task: Task | None = None
     _stable_settings = Settings()
     _stable_checked_logits = False
+    _stable_counts = True  #: whether the batch at hand is new in any row
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -162,7 +163,8 @@ class StableMixin(_Base):
         """Loss of a batch; define your own, or let the task choose.
 
         The defaults: cross entropy, binary cross entropy (both of logits), mean squared error, or
-        the Gaussian negative log-likelihood where ``forward`` returns a ``Gaussian``.
+        the Gaussian negative log-likelihood where ``forward`` returns a ``Gaussian``, and the
+        pinball loss of ``Quantiles``.
 
         Args:
             batch: what the dataloader gives, unchanged; a CombinedLoader's dict or list as well.
@@ -205,7 +207,7 @@ class StableMixin(_Base):
         stand_in.forward = self.forward
         return inputs_and_target(stand_in, batch)
 
-    def task_metrics(self, output: Tensor | Gaussian) -> Mapping[str, Metric]:
+    def task_metrics(self, output: Tensor | Distribution) -> Mapping[str, Metric]:
         """Fresh metrics by name, logged as ``val/<name>`` and ``test/<name>``.
 
         Args:
@@ -224,7 +226,7 @@ class StableMixin(_Base):
         parts = self._loss_parts(batch)
         if parts is None:
             return None
-        rows = _rows(batch)
+        rows = rows_in(batch)
         for name, value in parts.items():
             self._log(f"train/{name}", value, on_step=True, on_epoch=False, prog_bar=name == "loss")
             self._log(f"train/{name}_epoch", value, batch_size=rows, **_OF_THE_EPOCH)
@@ -232,11 +234,11 @@ class StableMixin(_Base):
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Log the loss and the metrics of the task as ``val/...``."""
-        return self._evaluate("val", batch, dataloader_idx)
+        return self._evaluate("val", batch, (batch_idx, dataloader_idx))
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Log the loss and the metrics of the task as ``test/...``."""
-        return self._evaluate("test", batch, dataloader_idx)
+        return self._evaluate("test", batch, (batch_idx, dataloader_idx))
 
     @_eager
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
@@ -281,7 +283,7 @@ class StableMixin(_Base):
         assert isinstance(output, Tensor)
         return output.sigmoid()
 
-    def _check_logits_once(self, output: Tensor | Gaussian) -> None:
+    def _check_logits_once(self, output: Tensor | Distribution) -> None:
         """Softmax in ``forward`` and again in the loss trains, slowly, and nothing complains."""
         if self._stable_checked_logits or self.task != "classification":
             return
@@ -308,35 +310,39 @@ class StableMixin(_Base):
         return {"loss": loss, **_numbers(parts)}
 
     @_eager
-    def _evaluate(self, stage: str, batch: Any, dataloader_idx: int) -> Tensor | None:
+    def _evaluate(self, stage: str, batch: Any, place: tuple[int, int]) -> Tensor | None:
+        batch, rows = without_repeats(self._trainer, batch, *place)
+        self._stable_counts = rows > 0
         with self._outputs_of_forward() as outputs:
             parts = self._loss_parts(batch)
         if parts is None:
             return None
-        rows = _rows(batch)
+        # Lightning takes the mean weight of the processes in whole numbers: leave it no remainder.
+        weight = rows * (self._trainer.world_size if self._trainer is not None else 1)
         for name, value in parts.items():
-            prog_bar = stage == "val" and name == "loss"
-            self._log(f"{stage}/{name}", value, batch_size=rows, prog_bar=prog_bar, **_OF_THE_EPOCH)
+            bar = stage == "val" and name == "loss"
+            self._log(f"{stage}/{name}", value, batch_size=weight, prog_bar=bar, **_OF_THE_EPOCH)
         if self.task is not None:
             inputs, target = self.inputs_and_target(batch)
             if target is not None:
                 # The user's loss has run forward already, unless it calls the layers itself.
                 output = outputs[0] if len(outputs) == 1 else self._forward(inputs)
-                self._update_metrics(f"{stage}_{dataloader_idx}", select_output(output), target)
+                self._update_metrics(f"{stage}_{place[1]}", select_output(output), target)
         return parts["loss"]
 
-    def _update_metrics(self, key: str, output: Tensor | Gaussian, target: Tensor) -> None:
+    def _update_metrics(self, key: str, output: Tensor | Distribution, target: Tensor) -> None:
         assert self.task is not None
         compared = TASKS[self.task].compared(output, target, logits=self._default_loss)
         self._log_metrics(key, output, compared)
 
     def _log_metrics(
-        self, key: str, output: Tensor | Gaussian, compared: tuple[Tensor, Tensor]
+        self, key: str, output: Tensor | Distribution, compared: tuple[Tensor, Tensor]
     ) -> None:
         """Update and log the metrics of one dataloader, ``<stage>_<index>``."""
         for name, metric in self._metrics(key, output).items():
             assert isinstance(metric, Metric)
-            metric.update(*compared)
+            if self._stable_counts:
+                metric.update(*compared)
             attribute = f"_stable_metrics.{key}.{name}"
             self._log(
                 f"{key.partition('_')[0]}/{name}",
@@ -347,7 +353,7 @@ class StableMixin(_Base):
                 batch_size=max(compared[1].shape[:1], default=1),
             )
 
-    def _metrics(self, key: str, output: Tensor | Gaussian) -> nn.ModuleDict:
+    def _metrics(self, key: str, output: Tensor | Distribution) -> nn.ModuleDict:
         """Metrics of one dataloader: made at its first batch, which tells the number of classes."""
         if "_stable_metrics" not in self._modules:
             self._stable_metrics = nn.ModuleDict()
@@ -375,12 +381,6 @@ class StableMixin(_Base):
         trainer = self._trainer
         if trainer is not None and not trainer.barebones:
             self.log(name, value, **options)
-
-
-def _rows(batch: Any) -> int:
-    """Rows of the batch's first tensor: the weight of its mean loss in that of the epoch."""
-    tensors = (leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim > 0)
-    return next((len(tensor) for tensor in tensors), 1)
 
 
 def _numbers(parts: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -100,8 +101,8 @@ class PredictionFile:
         runs, self._runs = self._runs, {}
         for each in runs.values():
             each.discard()
-        if runs and self._trainer.world_size == 1:
-            shutil.rmtree(self._parts, ignore_errors=True)
+        with suppress(OSError):  # others have files in it, or it is gone
+            self._parts.rmdir()
 
     def _make_folder(self) -> None:
         try:

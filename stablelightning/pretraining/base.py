@@ -199,7 +199,7 @@ class Pretraining(StableMixin, L.LightningModule, ABC):
         self._compared = []
         try:
             with preserved_generators(seed=number):
-                loss = self._evaluate(stage, batch, loader)
+                loss = self._evaluate(stage, batch, place)
             for output, target in self._compared:
                 self._log_metrics(f"{stage}_{loader}", output, (output, target))
         finally:
