@@ -48,6 +48,11 @@ class Observation:
         same = new is None or (new.mean is old.mean and new.total is old.total)
         return None if same else new
 
+    @property
+    def last(self) -> Prediction:
+        """What is told in the end, with its sets, intervals and decisions."""
+        return self.sampled if self.corrected is None else self.corrected
+
     def in_target_units(self, scale: tuple[Any, Any] | None) -> "Observation":
         """Undo the standardisation of the target, where there was one."""
         if scale is None or self.sampled.task != "regression":
@@ -121,8 +126,8 @@ class Record:
             target = aligned_target(seen.sampled.task, seen.sampled.mean, target, seen.class_dim)
             seen = replace(seen, target=target)
             self._add_scores(seen, target, fresh)
-        if seen.corrected is not None and not _is_dense(seen):
-            self.sums.add(decision_scores(seen.corrected, seen.target, fresh))
+        if not _is_dense(seen):
+            self.sums.add(decision_scores(seen.last, seen.target, fresh))
         if not _is_dense(seen):
             self.rows.append(_rows(seen, index, fresh))
 
@@ -151,6 +156,9 @@ class Record:
             scores = scores_of(seen.sampled.task, mean, flat, variance=variance)
             if suffix and prediction.samples is not None and "nll" in scores:
                 scores["nll"] = _mixture_nll(prediction.samples, counted, flat)
+            if prediction.quantiles is not None and "coverage_90" in scores:
+                lower, upper = (end.reshape(-1)[counted] for end in prediction.interval(0.9))
+                scores["coverage_90"] = (lower <= flat) & (flat <= upper)
             self.sums.add(scores, suffix=suffix)
             if task == "classification":
                 self.sums.add_calibration(mean, flat, suffix=suffix)
@@ -267,7 +275,6 @@ def _corrected_columns(seen: Observation) -> dict[str, Tensor | None]:
         columns["calibrated"] = seen.calibrated.mean
         for name in ("total", "aleatoric", "epistemic"):
             columns[f"{name}_calibrated"] = getattr(seen.calibrated, name)
-    if seen.corrected is not None:
-        for name in ("sets", "lower", "upper", "answered", "reason"):
-            columns[name] = getattr(seen.corrected, name)
+    for name in ("sets", "lower", "upper", "answered", "reason"):
+        columns[name] = getattr(seen.last, name)
     return columns

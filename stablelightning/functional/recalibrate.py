@@ -100,8 +100,10 @@ def error_quantiles(errors: Tensor) -> tuple[Tensor, Tensor]:
     levels = torch.arange(1, count + 1, dtype=torch.float64, device=errors.device) / (count + 1)
     if count <= _KNOTS:
         return levels, ordered
-    wanted = torch.linspace(float(levels[0]), float(levels[-1]), _KNOTS).to(levels)
-    return wanted, interpolated(wanted, levels, ordered)
+    # As dense in the tails as a Gaussian's quantiles are wide there.
+    scores = torch.special.ndtri(levels)
+    wanted = torch.linspace(float(scores[0]), float(scores[-1]), _KNOTS).to(scores)
+    return torch.special.ndtr(wanted), interpolated(wanted, scores, ordered)
 
 
 def quantile_of_errors(level: Tensor, levels: Tensor, quantiles: Tensor) -> Tensor:
@@ -120,12 +122,12 @@ def quantile_of_errors(level: Tensor, levels: Tensor, quantiles: Tensor) -> Tens
         >>> quantile_of_errors(torch.tensor([0.5]), levels, quantiles)
         tensor([0.], dtype=torch.float64)
     """
-    level, levels, quantiles = level.double(), levels.double(), quantiles.double()
-    edges = level.clamp(levels[0], levels[-1])
-    inside = interpolated(edges, levels, quantiles)
-    # With the slope of a Gaussian as wide as the errors themselves, that the tail fits their scale.
-    scale = _width(levels, quantiles)
-    beyond: Tensor = scale * (torch.special.ndtri(level) - torch.special.ndtri(edges))
+    # Against a Gaussian's quantiles those of Gaussian errors are a straight line.
+    score, knots = torch.special.ndtri(level.double()), torch.special.ndtri(levels.double())
+    edges = score.clamp(knots[0], knots[-1])
+    inside = interpolated(edges, knots, quantiles.double())
+    # The tail goes on with the slope between the outermost knots: it fits the errors' scale.
+    beyond: Tensor = _width(knots, quantiles.double()) * (score - edges)
     return inside + beyond
 
 
@@ -205,11 +207,9 @@ def interpolated(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return y[left] + share * (y[right] - y[left])
 
 
-def _width(levels: Tensor, quantiles: Tensor) -> Tensor:
+def _width(knots: Tensor, quantiles: Tensor) -> Tensor:
     """How wide the errors are in Gaussian ones: the slope between the outermost quantiles."""
-    gaussian = torch.special.ndtri(levels[[0, -1]])
-    run = gaussian[1] - gaussian[0]
-    if len(levels) == 1:
-        return torch.ones_like(run)
-    slope: Tensor = (quantiles[-1] - quantiles[0]) / run
+    if len(knots) == 1:
+        return torch.ones_like(knots[0])
+    slope: Tensor = (quantiles[-1] - quantiles[0]) / (knots[-1] - knots[0])
     return slope

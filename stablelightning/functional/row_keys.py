@@ -43,10 +43,10 @@ def row_keys(*tensors: Tensor) -> Tensor:
     words = torch.cat([_words(tensor) for tensor in tensors], dim=1)
     generator = torch.Generator().manual_seed(_SEED)
     bounds = torch.iinfo(torch.int64)
-    factors = torch.randint(bounds.min, bounds.max, (words.shape[1],), generator=generator)
+    drawn = torch.randint(bounds.min, bounds.max, (2, words.shape[1]), generator=generator)
     # Words are mixed before they are multiplied: floats that are small whole numbers have nothing
     # but zeros in their low bits, and products of those would keep the zeros.
-    return _mixed((_mixed(words) * (factors | 1)).sum(1))
+    return _mixed((_mixed(words + drawn[0]) * (drawn[1] | 1)).sum(1))
 
 
 def _words(tensor: Tensor) -> Tensor:
