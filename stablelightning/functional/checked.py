@@ -39,7 +39,7 @@ def class_rows(probabilities: Tensor, target: Tensor, *, dim: int = 1) -> tuple[
     if probabilities.shape == target.shape:
         rows = at_least_single(probabilities).flatten()
         target = target.flatten()
-        _refuse(rows, target, most=1, deviation=rows.new_zeros(1), tolerance=1.0)
+        _refuse(rows, target, most=1, sums=rows.new_ones(1), tolerance=SUM_TOLERANCE)
         return torch.stack([1 - rows, rows], 1), target.long()
     expected = list(probabilities.shape)
     classes = expected.pop(dim)
@@ -52,7 +52,7 @@ def class_rows(probabilities: Tensor, target: Tensor, *, dim: int = 1) -> tuple[
     tolerance = max(SUM_TOLERANCE, SUM_TOLERANCE_UNITS * precision)
     rows = at_least_single(probabilities).movedim(dim, -1).reshape(-1, classes)
     target = target.flatten()
-    _refuse(rows, target, most=classes - 1, deviation=rows.sum(1) - 1, tolerance=tolerance)
+    _refuse(rows, target, most=classes - 1, sums=rows.sum(1), tolerance=tolerance)
     return rows, target.long()
 
 
@@ -94,9 +94,7 @@ def check_scores(name: str, scores: Tensor, *, rows: int | None = None) -> Tenso
     return scores
 
 
-def _refuse(
-    rows: Tensor, target: Tensor, *, most: int, deviation: Tensor, tolerance: float
-) -> None:
+def _refuse(rows: Tensor, target: Tensor, *, most: int, sums: Tensor, tolerance: float) -> None:
     if rows.numel() == 0:
         return
     if target.is_floating_point() and bool((target != target.round()).any()):
@@ -105,25 +103,24 @@ def _refuse(
             "are others."
         )
     # One transfer for all that is asked.
-    ends = torch.stack([rows.amin(), rows.amax(), deviation.abs().amax().to(rows)])
-    whole = torch.stack([target.amin(), target.amax()])
-    least, largest, furthest, low, high = torch.cat([ends.double().cpu(), whole.cpu()]).tolist()
-    if not (furthest == furthest and least == least):
+    ends = torch.stack([*rows.aminmax(), *sums.aminmax(), *target.to(rows.dtype).aminmax()])
+    least, largest, lightest, heaviest, low, high = ends.tolist()
+    if least != least:
         raise DataError(
             f"probabilities must not be NaN, got {int(rows.isnan().any(-1).sum())} of {len(rows)} "
             "rows; look for it in the inputs, or in the model."
         )
-    # Rounding may carry a softmax over 1, but not by more than its rows may sum to.
+    # Rounding may carry a probability over 1.
     if least < 0 or largest > 1 + min(tolerance, SUM_TOLERANCE):
         raise DataError(
             f"probabilities must lie in [0, 1], got {least:.4g} to {largest:.4g}, which looks like "
             "logits; pass logits.softmax(1), or the mean of a Prediction."
         )
-    if furthest > tolerance:
-        row = int(deviation.abs().argmax())
+    if max(1 - lightest, heaviest - 1) > tolerance:
+        row = int((sums - 1).abs().argmax())
         raise DataError(
-            f"probabilities must sum to 1 over the classes, got {deviation[row].item() + 1:.4g} in "
-            f"row {row}; divide by the sum, or name the dimension of the classes."
+            f"probabilities must sum to 1 over the classes, got {sums[row].item():.4g} in row "
+            f"{row}; divide by the sum, or name the dimension of the classes."
         )
     if low < 0 or high > most:
         raise DataError(

@@ -180,12 +180,13 @@ class RankMetric(UncertaintyMetric):
             getattr(self, self._name("scores")).append(score.double())
             getattr(self, self._name("marks")).append(mark)
             return
-        index = histogram_index(score)
-        # Not bincount: it has no deterministic kernel for weights on CUDA, index_add_ has.
-        added = torch.zeros_like(self._sum("histogram"))
-        added[0].index_add_(0, index, torch.ones_like(mark))
-        added[1].index_add_(0, index, mark)
-        self._increase("histogram", added)
+        histogram = self._sum("histogram")
+        if histogram.is_inference() and not torch.is_inference_mode_enabled():
+            histogram = histogram.clone()  # Lightning reset it in a test; it can be written now
+            setattr(self, self._name("histogram"), histogram)
+        # Not bincount: it has no deterministic kernel for weights on CUDA, index_add_ has. In
+        # place: a copy of the bins would cost more than a batch.
+        histogram.index_add_(1, histogram_index(score), torch.stack([torch.ones_like(mark), mark]))
 
     def _groups(self) -> RankGroups:
         if not self.exact:
