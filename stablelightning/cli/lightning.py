@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from stablelightning.cli.checkpoint import KeepBest
 from stablelightning.cli.explain import explain, inner_error
 from stablelightning.cli.failure import mismatch
-from stablelightning.cli.outputs import describe_network, fill_outputs
+from stablelightning.cli.outputs import describe_network, fill_sizes
 from stablelightning.cli.processes import end_together
 from stablelightning.cli.quiet import quiet
 from stablelightning.cli.record import SaveRecipe
@@ -103,13 +103,13 @@ class StableCLI(LightningCLI):
         self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
-        """Ask the data how many outputs a network shall have that leaves it open.
+        """Ask the data how many inputs and outputs a network has that leaves them open.
 
         And a backbone file what it is, so that the recipe of a run can do without the file.
         """
         config = self.config.get(str(self.subcommand), self.config)
         describe_network(config)
-        fill_outputs(config)
+        fill_sizes(config)
 
     def instantiate_classes(self) -> None:
         """Make the model, the data and the Trainer; what a constructor refuses is a bad setting."""

@@ -1,4 +1,4 @@
-"""What a recipe leaves open of a network: how many outputs it has, or what a file says it is."""
+"""What a recipe leaves open of a network: how large it is, or what a file says it is."""
 
 import lightning as L
 from jsonargparse import ArgumentParser, Namespace
@@ -30,16 +30,26 @@ def describe_network(config: Namespace) -> None:
         config["model.init_args.network"] = parsed.network
 
 
-def fill_outputs(config: Namespace) -> None:
-    """Ask the data for a network's ``num_outputs`` where that is null, and set it, in place.
+#: What a network leaves open, and what the data calls it.
+_SIZES = {
+    "num_outputs": "num_outputs",
+    "out_features": "num_outputs",
+    "in_features": "num_features",
+}
 
-    A recipe for a folder that it does not know cannot say how many classes there are. Asked before
-    the model is made, so that a folder that is missing is told before weights are fetched. The
-    answer stands in the recipe that a run leaves: its checkpoint is loaded without the data.
+
+def fill_sizes(config: Namespace) -> None:
+    """Ask the data for the sizes of a network that are null, and set them, in place.
+
+    A recipe for a folder or a table that it does not know cannot say how many classes or columns
+    there are. Asked before the model is made, so that a folder that is missing is told before
+    weights are fetched. The answer stands in the recipe that a run leaves: its checkpoint is loaded
+    without the data.
 
     Args:
-        config: the parsed settings of one verb. Nothing is asked where the network takes no
-            ``num_outputs`` or has it, and nothing is set where the data does not say.
+        config: the parsed settings of one verb. Nothing is asked where the network takes none of
+            ``num_outputs``, ``out_features`` and ``in_features`` or has them all, and nothing is
+            set where the data does not say.
 
     Raises:
         DataError: the data cannot be read.
@@ -48,7 +58,8 @@ def fill_outputs(config: Namespace) -> None:
     data = config.get("data")
     if not isinstance(settings, Namespace) or not isinstance(data, Namespace):
         return
-    if "num_outputs" not in settings or settings["num_outputs"] is not None:
+    left_open = [name for name in _SIZES if name in settings and settings[name] is None]
+    if not left_open:
         return
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(L.LightningDataModule, "data")
@@ -56,4 +67,6 @@ def fill_outputs(config: Namespace) -> None:
     asked["data"] = data.clone()
     # The second name is that of jsonargparse before 4.49, which warns of it since.
     make = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    settings["num_outputs"] = getattr(make(asked).data, "num_outputs", None)
+    made = make(asked).data
+    for name in left_open:
+        settings[name] = getattr(made, _SIZES[name], None)

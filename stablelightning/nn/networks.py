@@ -15,8 +15,10 @@ class MLP(nn.Module):
     """A multi-layer perceptron with dropout after every hidden layer.
 
     Args:
-        in_features: number of inputs per row, >= 1; images and the like are flattened to it.
-        out_features: number of outputs, >= 1: classes, labels or regression targets.
+        in_features: number of inputs per row, >= 1; images and the like are flattened to it. In a
+            recipe ``null`` takes the data's number.
+        out_features: number of outputs, >= 1: classes, labels or regression targets; ``null`` as
+            for ``in_features``.
         hidden: width of each hidden layer, each >= 1; empty for a linear model.
         dropout: probability of dropping a hidden unit, in [0, 1).
         activation: makes the non-linearity, such as ``nn.ReLU`` or ``nn.GELU``.
@@ -41,8 +43,8 @@ class MLP(nn.Module):
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int = 1,
+        in_features: int | None,
+        out_features: int | None = 1,
         *,
         hidden: Sequence[int] = (128, 128),
         dropout: float = 0.1,
@@ -50,6 +52,7 @@ class MLP(nn.Module):
         variance: bool = False,
     ) -> None:
         super().__init__()
+        in_features, out_features = _stated(in_features=in_features, out_features=out_features)
         check_sizes(in_features=in_features, out_features=out_features, hidden=hidden)
         check_dropout(dropout)
         layers: list[nn.Module] = []
@@ -92,14 +95,15 @@ class QuantileMLP(MLP):
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int = 1,
+        in_features: int | None,
+        out_features: int | None = 1,
         *,
         hidden: Sequence[int] = (128, 128),
         dropout: float = 0.1,
         activation: Callable[[], nn.Module] = nn.ReLU,
         level: float = 0.9,
     ) -> None:
+        in_features, out_features = _stated(in_features=in_features, out_features=out_features)
         super().__init__(
             in_features, out_features, hidden=hidden, dropout=dropout, activation=activation
         )
@@ -280,6 +284,17 @@ class RecurrentNet(nn.Module):
             states, _ = layer(states)
         output: Tensor | Gaussian = self.head(self.dropout(states[:, -1]))
         return output
+
+
+def _stated(**sizes: int | None) -> list[int]:
+    """Sizes that are known by now; what a recipe leaves open was filled in by its data."""
+    for name, size in sizes.items():
+        if size is None:
+            raise RecipeError(
+                f"{name} must be a number where the data does not say it, got None; count the "
+                "columns of the inputs, or the classes."
+            )
+    return [size for size in sizes.values() if size is not None]
 
 
 def _head(in_features: int, out_features: int, *, variance: bool) -> nn.Module:

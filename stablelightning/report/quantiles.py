@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ def quantile_calibration(below: Array | Mapping[str, Array]) -> "Figure":
         _draw_tenths(lower, values, position, len(series))
     half = NormalDist().inv_cdf(0.975) * np.sqrt(_LEVELS * (1 - _LEVELS) / rows)
     low, high = np.clip(_LEVELS - half, 0, 1), np.clip(_LEVELS + half, 0, 1)
-    look = {"color": MUTED, "alpha": BAND_ALPHA, "linewidth": 0}
+    look: dict[str, Any] = {"color": MUTED, "alpha": BAND_ALPHA, "linewidth": 0, "zorder": 0.5}
     upper.fill_between(_LEVELS, low, high, label="95 % by chance", **look)
     spread = NormalDist().inv_cdf(0.975) * np.sqrt((1 - 1 / _BINS) / _BINS / rows)
     lower.fill_between(
