@@ -22,7 +22,8 @@ Predict with the best checkpoint of a run, and write one row per input.
                     the test set is predicted
   --data.KEY=VALUE  override any other setting of the data
   --output FILE     a .parquet file; RUN_FOLDER/predict-<n>.parquet otherwise
-  --checkpoint FILE another checkpoint than RUN_FOLDER/checkpoints/best.ckpt
+  --checkpoint FILE another checkpoint than RUN_FOLDER/checkpoints/best.ckpt; given several times,
+                    for runs of one recipe with different seeds, their ensemble predicts
   --weights_only=false  load a checkpoint that holds Python objects; they run code, so trust it
   --KEY=VALUE       override any other setting, such as --stable.uncertainty.samples=200, or
                     --trainer.devices=2 for two processes that write one file
@@ -50,23 +51,25 @@ def main(arguments: list[str]) -> int:
             f"predict needs the folder of a run, with its config.yaml, got {rest[0]!r}; "
             "name the folder that stablelightning run printed as its results."
         )
-    checkpoint = _checkpoint(folder, options.checkpoint)
+    named = options.checkpoint or [None]
+    checkpoints = [_checkpoint(folder, wanted) for wanted in named]
     output = Path(options.output).expanduser() if options.output else _free_name(folder)
     if output.suffix != ".parquet":
         raise RecipeError(f"--output must be a .parquet file, got {options.output!r}.")
     check_writable(output.parent)
     overrides = _with_data(config, options.data, rest[1:])
-    _predict(config, checkpoint, output, overrides, weights_only=options.weights_only)
+    _predict(config, checkpoints, output, overrides, weights_only=options.weights_only)
     return 0
 
 
 def _predict(
-    config: Path, checkpoint: Path, output: Path, overrides: list[str], *, weights_only: bool
+    config: Path, checkpoints: list[Path], output: Path, overrides: list[str], *, weights_only: bool
 ) -> None:
     from stablelightning.callbacks.predictions import WritePredictions
     from stablelightning.cli.lightning import StableCLI, checkpoint_errors
     from stablelightning.cli.processes import end_together
     from stablelightning.cli.quiet import quiet
+    from stablelightning.cli.several import predict_for_all
     from stablelightning.model.backbones import without_weights
 
     quiet()
@@ -76,14 +79,16 @@ def _predict(
     arguments += ["--stable.predictions=null", *overrides]
     with without_weights():  # the checkpoint brings them
         cli = StableCLI(arguments, run=False)
+    if len(checkpoints) > 1:
+        predict_for_all(cli.trainer, checkpoints, weights_only=weights_only)
     writer = WritePredictions(output.parent, name=output.name)
     cli.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
-    with checkpoint_errors(str(checkpoint)):
+    with checkpoint_errors(str(checkpoints[0])):
         cli.trainer.predict(
             cli.model,
             datamodule=cli.datamodule,
             return_predictions=False,
-            ckpt_path=str(checkpoint),
+            ckpt_path=str(checkpoints[0]),
             weights_only=weights_only,
         )
     if writer.path is None:
@@ -143,6 +148,6 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--data")
     parser.add_argument("--output")
-    parser.add_argument("--checkpoint")
+    parser.add_argument("--checkpoint", action="append")
     parser.add_argument("--weights_only", type=lambda word: word.lower() != "false", default=True)
     return parser

@@ -39,8 +39,8 @@ SHORTER = {
     "digits_transfer": ("--stable.pretrain.max_epochs=1",),
 }
 
-#: Overlays that not every start has the data or the task for, and the starts that have. Elsewhere they build,
-#: and end in one line before the first step.
+#: Overlays that not every start has the data or the task for, and the starts that have. Elsewhere
+#: they build, and end in one line before the first step.
 FITTING = {
     "rotation": ("digits_cnn", "digits_transfer", "images", "pretrain"),
     "ensemble": tuple(start for start in STARTS if start != "pretrain"),
