@@ -193,26 +193,54 @@ def _merged(paths: Sequence[Path]) -> Iterator[Any]:
     pyarrow = require("pyarrow", extra="recipes")
     schema = schema_of(paths)
     with ExitStack() as stack:
-        blocks = [_blocks(stack.enter_context(_opened(path))) for path in paths]
-        heads = [next(run, None) for run in blocks]
-        while any(head is not None for head in heads):
+        heads = [_Head(stack.enter_context(_opened(path)), schema) for path in paths]
+        while heads := [head for head in heads if head.has_rows]:
             # Beyond the smallest end of a block, the next block of its run may have rows between.
-            end = min(head[INDEX][-1].as_py() for head in heads if head is not None)
-            parts = []
-            for number, head in enumerate(heads):
-                if head is None:
-                    continue
-                count = _count_up_to(head, end)
-                parts.append(fitted(head.slice(0, count), schema))
-                rest = head.slice(count)
-                heads[number] = rest if len(rest) else next(blocks[number], None)
-            yield _in_order(pyarrow.concat_tables(parts))
+            end = min(head.last for head in heads)
+            yield _in_order(pyarrow.concat_tables([head.up_to(end) for head in heads]))
 
 
-def _blocks(reader: Any) -> Iterator[Any]:
-    pyarrow = require("pyarrow", extra="recipes")
-    for number in range(reader.num_record_batches):
-        yield pyarrow.Table.from_batches([reader.get_batch(number)])
+class _Head:
+    """The block of a run at which a merge has arrived, and from where in it.
+
+    Args:
+        reader: of the run.
+        schema: columns that the rows are given.
+    """
+
+    def __init__(self, reader: Any, schema: Any) -> None:
+        self._reader, self._schema = reader, schema
+        self._number = self._begin = 0
+        self._table: Any = None
+        self._index: Any = None
+        self._load()
+
+    @property
+    def has_rows(self) -> bool:
+        return self._table is not None
+
+    @property
+    def last(self) -> int:
+        """The largest index of the block."""
+        return int(self._index[-1])
+
+    def up_to(self, end: int) -> Any:
+        """The next rows, as far as those with an index of at most ``end``."""
+        table, begin = self._table, self._begin
+        stop = int(self._index.searchsorted(end, side="right"))
+        self._begin = stop
+        if stop == len(self._index):
+            self._load()
+        return table.slice(begin, stop - begin)
+
+    def _load(self) -> None:
+        self._begin, self._table = 0, None
+        if self._number < self._reader.num_record_batches:
+            pyarrow = require("pyarrow", extra="recipes")
+            block = pyarrow.Table.from_batches([self._reader.get_batch(self._number)])
+            self._table = fitted(block, self._schema)
+            self._index = self._table[INDEX].to_numpy()
+            self._number += 1
 
 
 class _opened:
@@ -236,11 +264,6 @@ class _opened:
 
     def __exit__(self, *_: Any) -> None:
         self._file.close()
-
-
-def _count_up_to(table: Any, end: int) -> int:
-    """How many rows of a sorted table have an index of at most ``end``."""
-    return int(table[INDEX].to_numpy().searchsorted(end, side="right"))
 
 
 def _in_order(table: Any) -> Any:
