@@ -19,8 +19,12 @@ class VarianceScaling(Calibrator):
     Both its parts are scaled alike, the mean is left, and samples that were kept move towards it or
     away from it, so that they have the new variance. Several outputs have a factor each.
 
+    A model that predicts no variance, and is not sampled, gets one that is the same for all rows:
+    the mean squared error, as aleatoric part.
+
     Attributes:
         factor: above 1 where the model was too sure of itself; a scalar, or ``(D,)``.
+        noise: what is added to the variance, in squared target units; 0 where it has one.
 
     Source:
         Laves et al. 2020, arXiv:2104.12376; in closed form, see
@@ -41,26 +45,30 @@ class VarianceScaling(Calibrator):
     def __init__(self) -> None:
         super().__init__()
         self.factor = torch.ones((), dtype=torch.float64)
+        self.noise = torch.zeros((), dtype=torch.float64)
 
     def _fit(self, prediction: Prediction, target: Tensor) -> None:
-        factor = variance_factor(prediction.mean, prediction.total, target)
-        self.factor = factor.cpu()
+        without = not bool((prediction.total != 0).any())
+        variance = torch.ones_like(prediction.total) if without else prediction.total
+        found = variance_factor(prediction.mean, variance, target).cpu()
+        self.factor = torch.ones_like(found) if without else found
+        self.noise = found if without else torch.zeros_like(found)
 
     def _apply(self, prediction: Prediction) -> Prediction:
-        factor = self.factor.to(prediction.total)
+        factor, noise = self.factor.to(prediction.total), self.noise.to(prediction.total)
         return replace(
             prediction,
-            total=prediction.total * factor,
-            aleatoric=prediction.aleatoric * factor,
+            total=prediction.total * factor + noise,
+            aleatoric=prediction.aleatoric * factor + noise,
             epistemic=prediction.epistemic * factor,
             samples=_spread(prediction, factor),
         )
 
     def _state(self) -> dict[str, Any]:
-        return {"factor": self.factor}
+        return {"factor": self.factor, "noise": self.noise}
 
     def _load(self, state: dict[str, Any]) -> None:
-        self.factor = state["factor"]
+        self.factor, self.noise = state["factor"], state["noise"]
 
 
 def _spread(prediction: Prediction, factor: Tensor) -> Any:

@@ -48,11 +48,15 @@ class Corrections:
     Args:
         trainer: at the start of a test or a prediction.
         pl_module: with the weights that will predict.
+
+    Attributes:
+        refused: whether a correction has raised an error, which nobody may step over.
     """
 
     def __init__(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         chain = chain_of(trainer)
         self._chain = [step for step in chain if step.usable(trainer, pl_module)]
+        self.refused = False
 
     def __bool__(self) -> bool:
         return bool(self._chain)
@@ -62,8 +66,12 @@ class Corrections:
         if not self._chain:
             return prediction
         keys = keys_of(inputs, rows=len(prediction.mean))
-        for step in self._chain:
-            prediction = step.correct(prediction, keys)
+        try:
+            for step in self._chain:
+                prediction = step.correct(prediction, keys)
+        except Exception:
+            self.refused = True
+            raise
         return prediction
 
 

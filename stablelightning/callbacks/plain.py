@@ -19,6 +19,11 @@ class EstimatePlainly(EstimateUncertainty):
         super().__init__(max(samples, 1))
         self.samples = samples
 
+    @property
+    def or_plainly(self) -> bool:
+        """Nobody asked for samples."""
+        return True
+
 
 def estimate_of(trainer: L.Trainer) -> EstimateUncertainty | None:
     """The Trainer's callback that estimates uncertainty, ``None`` if it has none.

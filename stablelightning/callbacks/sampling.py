@@ -163,6 +163,18 @@ def _takes_logits(pl_module: L.LightningModule) -> bool:
     return getattr(pl_module, "_default_loss", None) is True
 
 
+def gives_features(pl_module: L.LightningModule) -> bool:
+    """Whether a module says that its output is no prediction, so that nothing is uncertain in it.
+
+    A module does so by an attribute ``gives_features``, as those that pretrain a network have it.
+
+    Example:
+        >>> gives_features(L.LightningModule())
+        False
+    """
+    return bool(getattr(pl_module, "gives_features", False))
+
+
 def target_scale(trainer: L.Trainer) -> tuple[Any, Any] | None:
     """Mean and standard deviation by which the data module standardised the target, if it did."""
     scale: tuple[Any, Any] | None = getattr(

@@ -19,6 +19,7 @@ from stablelightning.callbacks.corrections import Corrections
 from stablelightning.callbacks.loaders import TestLoaders
 from stablelightning.callbacks.records import in_target_units
 from stablelightning.callbacks.sampling import BatchPredictor, check_sampling, target_scale
+from stablelightning.callbacks.sampling import gives_features as gives_features
 from stablelightning.callbacks.steps import (
     Step,
     refuse_unsampled,
@@ -268,9 +269,9 @@ class EstimateUncertainty(StableCallback):
         if gives_features(pl_module):
             return
         step = pl_module.predict_step
+        self._corrections = Corrections(trainer, pl_module)
         with self._or_step_aside():
             refuse_unsampled(trainer, step)
-            self._corrections = Corrections(trainer, pl_module)
 
             @wraps(step)
             def sampled_step(*arguments: Any, **named: Any) -> Any:
@@ -334,6 +335,11 @@ class EstimateUncertainty(StableCallback):
 
     # ---- both -------------------------------------------------------------------------------
 
+    @property
+    def or_plainly(self) -> bool:
+        """Whether plain predictions are corrected where nothing in the model is random."""
+        return not self.required
+
     def predictor(self, pl_module: L.LightningModule, step: Step) -> BatchPredictor:
         """What predicts the batches of one dataloader, by the settings of this callback.
 
@@ -354,7 +360,7 @@ class EstimateUncertainty(StableCallback):
     def _predictor(self, pl_module: L.LightningModule, step: Step, loader: int) -> BatchPredictor:
         if loader not in self._predictors:
             self._predictors[loader] = predictor = self.predictor(pl_module, step)
-            predictor.or_plainly = not self.required and bool(self._corrections)
+            predictor.or_plainly = self.or_plainly and bool(self._corrections)
         return self._predictors[loader]
 
     def leave(self) -> None:
@@ -383,22 +389,10 @@ class EstimateUncertainty(StableCallback):
         try:
             yield
         except Exception as error:
-            if self.required:
+            if self.required or (self._corrections is not None and self._corrections.refused):
                 raise
             self._aside = True
             message = f"EstimateUncertainty steps aside: {error}"
             if message not in self._said:
                 self._said.add(message)
                 rank_zero_warn(message, category=StableLightningWarning)
-
-
-def gives_features(pl_module: L.LightningModule) -> bool:
-    """Whether a module says that its output is no prediction, so that nothing is uncertain in it.
-
-    A module does so by an attribute ``gives_features``, as those that pretrain a network have it.
-
-    Example:
-        >>> gives_features(L.LightningModule())
-        False
-    """
-    return bool(getattr(pl_module, "gives_features", False))

@@ -86,7 +86,7 @@ def predict_validation(
     positions = Positions(loader, rank=trainer.global_rank, world=trainer.world_size)
     step = pl_module.predict_step
     predictor = estimate.predictor(pl_module, step)
-    predictor.or_plainly = not estimate.required
+    predictor.or_plainly = estimate.or_plainly
     found = []
     with ExitStack() as stack:
         stack.enter_context(undisturbed_generators())

@@ -30,3 +30,10 @@ def test_outputs_are_scaled_each_by_its_own_factor():
     target = torch.tensor([[2.0, 0.5]] * 10)
     corrected = VarianceScaling().fit(prediction, target)(prediction)
     torch.testing.assert_close(corrected.total[0], torch.tensor([4.0, 0.25]))
+
+
+def test_a_model_without_a_variance_gets_the_mean_squared_error():
+    prediction = plain_prediction(torch.zeros(10), task="regression")
+    corrected = VarianceScaling().fit(prediction, torch.tensor([1.0, -3.0] * 5))(prediction)
+    torch.testing.assert_close(corrected.total, torch.full((10,), 5.0))
+    torch.testing.assert_close(corrected.aleatoric, corrected.total)

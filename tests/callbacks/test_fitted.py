@@ -203,6 +203,15 @@ def test_the_rows_of_the_fit_are_refused(tmp_path):
             loop(model, dataloaders=model.val_dataloader(), ckpt_path="best")
 
 
+def test_nobody_steps_over_that_refusal(tmp_path):
+    """Uncertainty that is welcome but not required steps aside from errors of its own only."""
+    welcome = sl.EstimateUncertainty(samples=5, required=False)
+    trainer, model = fitted(Calibrate(), welcome, best(tmp_path))
+    for loop in (trainer.test, trainer.predict):
+        with pytest.raises(DataError, match="must not be judged by the rows that it was fitted on"):
+            loop(model, dataloaders=model.val_dataloader(), ckpt_path="best")
+
+
 def test_one_row_at_a_time_may_stand_in_both_sets(tmp_path):
     trainer, model = fitted(Calibrate(), estimate(), best(tmp_path))
     both = torch.utils.data.ConcatDataset(
