@@ -3,20 +3,27 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from stablelightning.errors import EngineError, ModelError, RecipeError
 from stablelightning.model.batched import SampleAxis
 from stablelightning.model.collect import stack_outputs
 from stablelightning.model.members import Members
+from stablelightning.model.stacking import (
+    check_alike,
+    like,
+    named_tensors,
+    places_of,
+    put,
+    stack_networks,
+)
 from stablelightning.words import reason_of
 
 StackEngine = Literal["auto", "vmap", "loop"]
@@ -47,7 +54,6 @@ class StackedNetworks(nn.Module, Members):
     Attributes:
         members: M.
         networks: the code, with stacked parameters; call the stack, not this.
-        is_member: whether it is one member just now, in :meth:`map` or :meth:`as_member`.
         refusal: why vmap was given up for the loop, ``""`` where it was not.
 
     Raises:
@@ -75,14 +81,24 @@ class StackedNetworks(nn.Module, Members):
                 f"engine must be one of {', '.join(get_args(StackEngine))}, got {engine!r}."
             )
         networks = list(networks)
-        _check_alike(networks)
+        check_alike(networks)
         self.members = len(networks)
-        self.chosen: int | None = None
         self.engine: StackEngine = engine
         self.refusal = ""
-        self.networks = _stacked(networks)
-        self.is_member = False
+        self.networks = stack_networks(networks)
+        # Not a plain attribute: those are settings, for which sampling studies a model anew.
+        self._now = _Now()
         self._proven: set[tuple[bool, bool]] = set()
+
+    @property
+    def chosen(self) -> int | None:  # type: ignore[override]
+        """The member that the stack is just now, in :meth:`as_member`; ``None`` for all."""
+        return self._now.chosen
+
+    @property
+    def is_member(self) -> bool:
+        """Whether it is one member just now, in :meth:`map` or :meth:`as_member`."""
+        return self._now.is_member
 
     # ---- calling -----------------------------------------------------------------------------
 
@@ -127,7 +143,10 @@ class StackedNetworks(nn.Module, Members):
             raise ModelError(
                 "a member has no members of its own; call map outside of as_member and of map."
             )
-        state = {**_named(self.networks, "parameters"), **_named(self.networks, "buffers")}
+        state = {
+            **named_tensors(self.networks, "parameters"),
+            **named_tensors(self.networks, "buffers"),
+        }
         with self._within():
             if self.engine == "loop" or self.refusal:
                 return self._looped(function, own, state)
@@ -144,7 +163,7 @@ class StackedNetworks(nn.Module, Members):
         key: tuple[bool, bool],
     ) -> Any:
         """A first pass by vmap; where it fails, nothing of it stays."""
-        buffers = {name: b.clone() for name, b in _named(self.networks, "buffers").items()}
+        buffers = {name: b.clone() for name, b in named_tensors(self.networks, "buffers").items()}
         try:
             outputs = self._vmapped(function, own, state)
         except Exception as error:  # vmap's own, or of code that reads values or shapes
@@ -166,13 +185,13 @@ class StackedNetworks(nn.Module, Members):
     def _within(self) -> Iterator[None]:
         # The fused attention of an eval pass knows no members.
         fast_path = torch.backends.mha.get_fastpath_enabled()
-        self.is_member = True
+        self._now.is_member = True
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
-            self.is_member = False
+            self._now.is_member = False
 
     def _vmapped(
         self, function: Callable[..., Any], own: tuple[Any, ...], state: dict[str, Tensor]
@@ -251,19 +270,19 @@ class StackedNetworks(nn.Module, Members):
             raise RecipeError(f"a member's number must be 0 to {self.members - 1}, got {number}.")
         if self.is_member:
             raise ModelError("a member has no members of its own; leave as_member first.")
-        places = [*_places(self.networks, "_parameters"), *_places(self.networks, "_buffers")]
+        places = [*places_of(self.networks, "_parameters"), *places_of(self.networks, "_buffers")]
         alone: dict[int, Tensor] = {}
         for _, _, tensor in places:
             if id(tensor) not in alone:
                 part = tensor.detach()[number]
-                alone[id(tensor)] = _like(tensor, part)
+                alone[id(tensor)] = like(tensor, part)
         for module, name, tensor in places:
-            _put(module, name, alone[id(tensor)])
-        self.chosen, self.is_member = number, True
+            put(module, name, alone[id(tensor)])
+        self._now.chosen, self._now.is_member = number, True
         try:
             yield self.networks
         finally:
-            self.chosen, self.is_member = None, False
+            self._now.chosen, self._now.is_member = None, False
             for module, name, tensor in places:
                 self._give_back(module, name, tensor, alone[id(tensor)], number)
             self._stack_new({id(tensor) for _, _, tensor in places})
@@ -279,19 +298,19 @@ class StackedNetworks(nn.Module, Members):
         if isinstance(alone, nn.Parameter):
             stack.requires_grad_(alone.requires_grad)
         if name in module._parameters or name in module._buffers:
-            _put(module, name, stack)
+            put(module, name, stack)
 
     @torch.no_grad()
     def _stack_new(self, stacks: set[int]) -> None:
         """What a member was given, a norm say, all members get, each a copy of its own."""
-        fresh = [*_places(self.networks, "_parameters"), *_places(self.networks, "_buffers")]
+        fresh = [*places_of(self.networks, "_parameters"), *places_of(self.networks, "_buffers")]
         made: dict[int, Tensor] = {}
         for module, name, tensor in fresh:
             if id(tensor) in stacks:
                 continue
             if id(tensor) not in made:
-                made[id(tensor)] = _like(tensor, torch.stack([tensor.detach()] * self.members))
-            _put(module, name, made[id(tensor)])
+                made[id(tensor)] = like(tensor, torch.stack([tensor.detach()] * self.members))
+            put(module, name, made[id(tensor)])
         if made:
             self._proven.clear()
             self.refusal = ""
@@ -300,11 +319,19 @@ class StackedNetworks(nn.Module, Members):
         """A copy of one member as a network of its own."""
         with self.as_member(number) as network:
             alone = copy.deepcopy(network)
-        for module, name, tensor in _places(alone, "_buffers"):
-            _put(module, name, tensor.clone())  # a copy of a view holds the whole stack
+        for module, name, tensor in places_of(alone, "_buffers"):
+            put(module, name, tensor.clone())  # a copy of a view holds the whole stack
         for module in alone.modules():
             vars(module).pop("flatten_parameters", None)
         return alone
+
+
+@dataclass
+class _Now:
+    """What a stack is just now."""
+
+    chosen: int | None = None
+    is_member: bool = False
 
 
 class _Caller(nn.Module):
@@ -316,85 +343,3 @@ class _Caller(nn.Module):
 
     def forward(self, function: Callable[..., Any], *own: Any) -> Any:
         return function(*own)
-
-
-def _check_alike(networks: list[nn.Module]) -> None:
-    if not networks or not all(isinstance(network, nn.Module) for network in networks):
-        raise ModelError(
-            f"a stack needs one or more modules, got {len(networks)} entries; pass a list such as "
-            "[make_network() for _ in range(5)]."
-        )
-    for network in networks:
-        if any(is_lazy(p) for p in (*network.parameters(), *network.buffers())):
-            raise ModelError(
-                f"a stack needs networks whose shapes are known, and {type(network).__name__} has "
-                "lazy layers; name their sizes."
-            )
-    first = _layout(networks[0])
-    for number, network in enumerate(networks[1:], start=1):
-        layout = _layout(network)
-        if _kind(network) is not _kind(networks[0]) or layout != first:
-            differ = [name for name in {**first, **layout} if first.get(name) != layout.get(name)]
-            what = f"{min(differ)!r} differs" if differ else f"it is a {_kind(network).__name__}"
-            raise ModelError(
-                "networks in a stack must have equal parameters and buffers but for their values, "
-                f"and in network {number} {what}; predict_ensemble takes networks of any kind."
-            )
-
-
-def _kind(network: nn.Module) -> type[nn.Module]:
-    # A parametrized module has a class of its own.
-    return parametrize.type_before_parametrizations(network)
-
-
-def _layout(network: nn.Module) -> dict[str, tuple[Any, ...]]:
-    state = {**_named(network, "parameters"), **_named(network, "buffers")}
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
-
-
-def _named(network: nn.Module, kind: str) -> dict[str, Tensor]:
-    """Every name of every parameter or buffer, under ``networks.``: tied ones are told twice."""
-    named: Any = getattr(network, f"named_{kind}")(prefix="networks", remove_duplicate=False)
-    return dict(named)
-
-
-def _places(network: nn.Module, kind: str) -> list[tuple[nn.Module, str, Tensor]]:
-    return [
-        (module, name, tensor)
-        for module in network.modules()
-        for name, tensor in getattr(module, kind).items()
-        if tensor is not None
-    ]
-
-
-def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
-    # By setattr: recurrent layers keep a list of their weights beside the parameters.
-    setattr(module, name, tensor)
-
-
-def _like(tensor: Tensor, values: Tensor) -> Tensor:
-    """Values as a parameter or a buffer, as the tensor is one."""
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(values, tensor.requires_grad)
-    return values
-
-
-def _nothing() -> None:
-    """In place of ``flatten_parameters``: cuDNN cannot lay out stacked weights."""
-
-
-@torch.no_grad()
-def _stacked(networks: list[nn.Module]) -> nn.Module:
-    code = copy.deepcopy(networks[0])
-    others = [[*_places(n, "_parameters"), *_places(n, "_buffers")] for n in networks]
-    made: dict[int, Tensor] = {}
-    places = [*_places(code, "_parameters"), *_places(code, "_buffers")]
-    for (module, name, tensor), *all_of_it in zip(places, *others, strict=True):
-        if id(tensor) not in made:
-            stack = torch.stack([theirs.detach() for _, _, theirs in all_of_it])
-            made[id(tensor)] = _like(tensor, stack)
-        _put(module, name, made[id(tensor)])
-    for module in code.modules():
-        if isinstance(module, nn.RNNBase):
-            vars(module)["flatten_parameters"] = _nothing
-    return code
