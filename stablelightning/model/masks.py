@@ -9,7 +9,8 @@ samples share a pass.
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from stablelightning.errors import ModelError, RecipeError
 from stablelightning.functional.masks import (
@@ -168,20 +169,19 @@ class MaskStream:
         if axis is not None:
             rows = shape[axis.dim] // (axis.each * passed.copies)
             shape[axis.dim] = axis.each if self.consistent else axis.each * rows
-        elif passed.copies > 1:
-            raise CannotBatch("a draw has no rows that could be repeated")
+        if passed.copies > 1 and (axis is None or not axis.rows_first):
+            raise CannotBatch("a draw has no rows that come first")
         self.answered = True
-        drawn = self._site(number, draw, shape).take(self._first, passed.samples)
-        drawn = drawn.to(draw.device)
-        if axis is not None and self.consistent:
-            drawn = _for_all_rows(drawn, axis, rows)
-        if passed.copies > 1:
-            assert axis is not None
-            if not axis.rows_first:
-                raise CannotBatch("the rows of a draw do not come first")
-            drawn = drawn.movedim(0, axis.dim).flatten(axis.dim, axis.dim + 1)
-        elif not passed.stacked:
-            drawn = drawn[0]
+        site = self._site(number, draw, shape)
+        raw = site.draw(self._first, passed.samples)  # in the open: it ends a replay's prefix
+        with _disable_current_modes():  # the rest is nobody's business, and cheaper so
+            drawn = site.take(raw, passed.samples).to(draw.device)
+            if axis is not None and self.consistent:
+                drawn = _for_all_rows(drawn, axis, rows)
+            if axis is not None and passed.copies > 1:
+                drawn = drawn.movedim(0, axis.dim).flatten(axis.dim, axis.dim + 1)
+            elif not passed.stacked:
+                drawn = drawn[0]
         if drawn.shape != draw.shape:
             raise _other_shape(number)
         return draw.finish(drawn)
@@ -200,9 +200,11 @@ class MaskStream:
             device = torch.device("cpu") if self.consistent else draw.device
             seed = _seed_of(self._seed, number)
             samples = self._samples if self.balanced and draw.keep is not None else 0
-            site = _Site(draw, tuple(shape), torch.Generator(device).manual_seed(seed), samples)
+            # Without its finish, which holds tensors of the first pass.
+            law = replace(draw, shape=torch.Size(shape), finish=_nothing)
+            site = _Site(law, torch.Generator(device).manual_seed(seed), samples)
             self._sites[number] = site
-        elif site.shape != tuple(shape) or site.draw.keep != draw.keep:
+        elif list(site.law.shape) != shape or site.law.keep != draw.keep:
             raise _other_shape(number)
         return site
 
@@ -211,53 +213,54 @@ class _Site:
     """One draw of the forward, from sample to sample.
 
     Args:
-        draw: as it was on the first pass.
-        shape: of what one sample draws.
+        law: what one sample draws.
         generator: of its own, fresh from its seed.
         samples: number of samples to be balanced; 0 leaves them independent.
     """
 
-    def __init__(
-        self, draw: Draw, shape: tuple[int, ...], generator: torch.Generator, samples: int
-    ) -> None:
-        self.draw = draw
-        self.shape = shape
+    def __init__(self, law: Draw, generator: torch.Generator, samples: int) -> None:
+        self.law = law
         self._generator = generator
         self._samples = samples
-        self._next = 0
+        self._drawn = 0
         self._remaining: Tensor | None = None
 
-    def take(self, first: int, number: int) -> Tensor:
-        """What samples ``first`` and following draw, ``(number, *shape)``.
+    def draw(self, first: int, number: int) -> Tensor:
+        """Random numbers for the samples before ``first + number`` that have none yet.
 
         The first operation draws, whatever the sample: what comes before the first random
         operation of a pass must be the same in every pass.
         """
-        # Samples in which the forward did not come by here are drawn, and left out.
-        skipped, self._next = first - self._next, first + number
-        if self.draw.keep is None:
-            return torch.stack([self._fill() for _ in range(skipped + number)])[skipped:]
-        uniform = uniform_integers(self.shape, generator=self._generator, number=skipped + number)
+        new, self._drawn = first + number - self._drawn, first + number
+        if self.law.fill is None:
+            return uniform_integers(self.law.shape, generator=self._generator, number=new)
+        empty = partial(torch.empty, self.law.shape, dtype=self.law.dtype)
+        device = self._generator.device
+        return torch.stack(
+            [self.law.fill(empty(device=device), self._generator) for _ in range(new)]
+        )
+
+    def take(self, raw: Tensor, number: int) -> Tensor:
+        """What the last ``number`` samples draw, ``(number, *shape)``.
+
+        There are others before them where the forward did not come by here in every pass.
+        """
+        if self.law.keep is None:
+            return raw[-number:]
         if self._samples == 0:
-            return fair_mask(uniform[skipped:], self.draw.keep)
+            return fair_mask(raw[-number:], self.law.keep)
         if self._remaining is None:
             # From a stream beside: the masks are then the same however many are taken at once.
             beside = torch.Generator(self._generator.device)
             beside.manual_seed(_seed_of(self._generator.initial_seed(), 0))
-            counts = uniform_integers(self.shape, generator=beside)
-            self._remaining = draw_counts(counts, keep=self.draw.keep, samples=self._samples)
-        start = self._samples - first + skipped
-        masks = torch.empty_like(uniform, dtype=torch.bool)
-        for sample, each in enumerate(uniform):
-            left = start - sample
+            counts = uniform_integers(self.law.shape, generator=beside)
+            self._remaining = draw_counts(counts, keep=self.law.keep, samples=self._samples)
+        masks = torch.empty_like(raw, dtype=torch.bool)
+        for place, uniform in enumerate(raw):
+            left = self._samples - self._drawn + len(raw) - place
             # A last pass may have room for more samples than are wanted.
-            masks[sample] = next_balanced_(self._remaining, each, left=left) if left > 0 else True
-        return masks[skipped:]
-
-    def _fill(self) -> Tensor:
-        assert self.draw.fill is not None
-        empty = torch.empty(self.shape, dtype=self.draw.dtype, device=self._generator.device)
-        return self.draw.fill(empty, self._generator)
+            masks[place] = next_balanced_(self._remaining, uniform, left=left) if left > 0 else True
+        return masks[-number:]
 
 
 def _for_all_rows(drawn: Tensor, axis: RowAxis, rows: int) -> Tensor:
@@ -273,6 +276,10 @@ def _seed_of(seed: int, number: int) -> int:
     """Neighbouring seeds would give generators that start alike."""
     digest = hashlib.blake2b(repr((seed, number)).encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big")
+
+
+def _nothing(drawn: Tensor) -> None:
+    return None
 
 
 def _other_shape(number: int) -> ModelError:

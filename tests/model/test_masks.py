@@ -240,7 +240,7 @@ def test_rows_need_not_lie_on_the_first_axis_of_an_activation() -> None:
     output = sampled(StepsFirst(), torch.ones(3, 5, 40), "consistent", samples=4)
     assert (output == output[:, :1]).all()
     assert not (output[:, :, 0] == output[:, :, 1]).all()
-    with pytest.raises(EngineError, match="do not come first"):
+    with pytest.raises(EngineError, match="rows that come first"):
         sampled(StepsFirst(), torch.ones(3, 5, 40), "consistent", engine="repeat")
 
 
