@@ -57,7 +57,7 @@ CLASS_SCORES: Mapping[str, ConformityScore] = {
 
 
 def resplit(
-    prediction: Prediction, target: Tensor, score: ConformityScore, *, alpha: float
+    prediction: Prediction, target: Tensor, score: ConformityScore, *, alpha: float, seed: int
 ) -> dict[str, Any]:
     """Calibrate on one half of the rows and test on the other, again and again.
 
@@ -66,10 +66,12 @@ def resplit(
         target: ``(N,)``.
         score: how badly a target fits.
         alpha: share that may be missed.
+        seed: of the halves, and of the names by which rows draw.
     """
-    rows, names = len(target), torch.arange(len(target))
+    rows = len(target)
     known = rows // 2
-    generator = torch.Generator().manual_seed(0)
+    names = torch.arange(rows) + rows * seed
+    generator = torch.Generator().manual_seed(seed)
     held, size, empty = [], [], []
     for _ in range(RESPLITS):
         order = torch.randperm(rows, generator=generator)
@@ -131,13 +133,13 @@ def classes(case: str, root: str | None, seed: int) -> dict[str, Any]:
     """Sets of the Monte Carlo mean of one network, over resplits of its test rows."""
     drawn = CASES[case](seed, root)
     predictor = Predictor(drawn, [trained(drawn, 1000 * seed)], seed=seed)
-    return of_classes(predictor.sampled(drawn.test.inputs), drawn.test.target)
+    return of_classes(predictor.sampled(drawn.test.inputs), drawn.test.target, seed=seed)
 
 
-def of_classes(prediction: Prediction, target: Tensor) -> dict[str, Any]:
+def of_classes(prediction: Prediction, target: Tensor, *, seed: int = 0) -> dict[str, Any]:
     """Every score at every alpha."""
     return {
-        f"{name}, alpha={alpha:g}": resplit(prediction, target, score, alpha=alpha)
+        f"{name}, alpha={alpha:g}": resplit(prediction, target, score, alpha=alpha, seed=seed)
         for alpha in ALPHAS
         for name, score in CLASS_SCORES.items()
     }
@@ -180,7 +182,7 @@ def values(seed: int) -> dict[str, Any]:
             "size": _sizes(raw).mean().item() * std,
         }
         for title, score in scores.items():
-            result = resplit(prediction, target, score, alpha=0.1)
+            result = resplit(prediction, target, score, alpha=0.1, seed=seed)
             found[title] = result | {"size": result["size"] * std}
     return found
 
