@@ -7,7 +7,7 @@ that they need for the error of balanced ones are T times the ratio of the two e
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -198,10 +198,10 @@ def worth(network: Mapping[str, Any]) -> list[float]:
 
 def table(measured: Mapping[str, Any]) -> str:
     lines = ["Independent samples that have the error of T balanced ones (95% interval, networks)"]
-    lines.append(f"{'':26}" + "".join(f"{f'T = {count}':>22}" for count in COUNTS) + "      time")
+    lines.append(f"{'':26}" + "".join(f"{f'T = {count}':>18}" for count in COUNTS) + "      time")
     for case, networks in _cases(measured):
         each = zip(*map(worth, networks), strict=True)
-        cells = "".join(f"{interval(values)!s:>22}" for values in each)
+        cells = "".join(f"{_rounded(values):>18}" for values in each)
         slower = [n["seconds"]["balanced"] / n["seconds"]["independent"] for n in networks]
         lines.append(f"{case:26}{cells}{statistics.median(slower):9.2f}x")
     for name, title in (
@@ -216,6 +216,11 @@ def table(measured: Mapping[str, Any]) -> str:
         for case, networks in _cases(measured):
             lines += [f"{case:26}{m:16}{_means(networks, name, m)}" for m in KINDS]
     return "\n".join(lines)
+
+
+def _rounded(values: Sequence[float]) -> str:
+    found = interval(values)
+    return f"{found.mean:.0f} [{found.low:.0f}, {found.high:.0f}]"
 
 
 def _means(networks: list[Any], name: str, masks: str) -> str:
