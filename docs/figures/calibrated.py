@@ -74,7 +74,7 @@ def _reliability(axes, shown: dict[str, tuple[Tensor, str]], target: Tensor) -> 
             label=f"{name}: {nll:.3f} nats",
         )
     axes.set(xlabel="confidence", ylabel="share of right answers", xlim=(0.2, 1), ylim=(0.2, 1.02))
-    axes.legend(loc="upper left")
+    axes.legend(loc="upper left", fontsize=7.5, handlelength=1.2)
     axes.set_title("Test: as sure as right", loc="left")
 
 

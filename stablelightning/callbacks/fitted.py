@@ -39,11 +39,12 @@ _ENOUGH_ROWS = 8
 class FittedAfterTraining(Correction):
     """Base of the callbacks that learn from the validation data how to correct predictions.
 
-    **When training is over** the validation data is predicted once for all such callbacks of the
-    Trainer, with the weights of the best checkpoint (the module's, where none is kept), by the
-    Trainer's ``EstimateUncertainty`` and so with its samples, or plainly without one. The rows of
-    all processes are dealt out in disjoint parts, one for each callback, stratified by the target.
-    In the order of their rank each is fitted to its own part, as those before it correct it.
+    **When training is over** the validation data (of the first dataloader) is predicted once for
+    all such callbacks of the Trainer, with the weights of the best checkpoint (the module's, where
+    none is kept), by the Trainer's ``EstimateUncertainty`` and so with its samples, or plainly
+    without one. The rows of all processes are dealt out in disjoint parts, one for each callback,
+    stratified by the target. In the order of their rank each is fitted to its own part, as those
+    before it correct it.
 
     What was learned is kept in the callback and, with a fingerprint of the weights, in the
     checkpoint files that hold them: a later process that tests or predicts from the checkpoint has
@@ -131,6 +132,10 @@ class FittedAfterTraining(Correction):
                 f"{self.name} needs {needed} validation rows or more ({len(chain)} callbacks share "
                 f"them in equal parts), got {rows}; give more, or remove it."
             )
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget what a checkpoint from which training goes on had: its weights will be others."""
+        self._forget()
 
     # ---- after training ---------------------------------------------------------------------
 

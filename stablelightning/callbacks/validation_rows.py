@@ -168,11 +168,11 @@ def count_validation_rows(trainer: L.Trainer) -> int | None:
     dataset: Any = getattr(flat[0], "dataset", None)
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         return None
-    limit, size = trainer.limit_val_batches, getattr(flat[0], "batch_size", None)
+    limit: Any = trainer.limit_val_batches
+    size = getattr(flat[0], "batch_size", None)
     if isinstance(limit, int) and size is not None:
         return min(len(dataset), limit * int(size) * trainer.world_size)
-    rows: int = len(dataset)
-    return rows
+    return int(len(dataset) * limit) if isinstance(limit, float) else len(dataset)
 
 
 def _loader(trainer: L.Trainer) -> tuple[Any, float]:

@@ -155,13 +155,14 @@ def test_a_resumed_run_fits_anew(tmp_path):
     calibrate = Calibrate()
     fitted(calibrate, estimate(), best(tmp_path))
     before = calibrate.state_dict()
-    again = Calibrate()
-    trainer = quiet_trainer(
-        again, estimate(), best(tmp_path / "more"), max_epochs=4, enable_checkpointing=True
-    )
+    again, every = Calibrate(), best(tmp_path / "every", filename="{epoch}", save_top_k=-1)
+    more = best(tmp_path / "more", mode="max")
+    trainer = quiet_trainer(again, estimate(), more, every, max_epochs=4, enable_checkpointing=True)
     model = TooSure()
     trainer.fit(model, ckpt_path=tmp_path / "best.ckpt", weights_only=True)
     assert again.state_dict()["weights"] != before["weights"]
+    kept = torch.load(tmp_path / "every" / "epoch=2.ckpt", weights_only=True)
+    assert kept["callbacks"].get("Calibrate", again.state_dict())["weights"] != before["weights"]
     trainer.test(model, ckpt_path="best", verbose=False)
     assert "uncertainty/nll_calibrated" in trainer.callback_metrics
 
