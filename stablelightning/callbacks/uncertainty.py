@@ -145,7 +145,7 @@ class EstimateUncertainty(StableCallback):
         self._aside = False
         self._said: set[str] = set()
         self._loaders: TestLoaders | None = None
-        self._corrections: Corrections | None = None
+        self.corrections: Corrections | None = None
         self._predictors: dict[int, BatchPredictor] = {}
         self._place = (0, 0)
         self._restore_step: Callable[[], None] | None = None
@@ -184,7 +184,7 @@ class EstimateUncertainty(StableCallback):
         with self._or_step_aside():
             refuse_unsampled(trainer, pl_module.test_step)
             self._loaders = TestLoaders(trainer)
-        self._corrections = Corrections(trainer, pl_module)
+        self.corrections = Corrections(trainer, pl_module)
 
     def on_test_batch_end(
         self,
@@ -226,8 +226,8 @@ class EstimateUncertainty(StableCallback):
         with unobserved(trainer, pl_module):
             seen = predictor.observation(inputs, target, arguments, seed=seed)
             seen = seen.in_target_units(target_scale(trainer))
-            if self._corrections:
-                seen = replace(seen, corrected=self._corrections(seen.sampled, inputs))
+            if self.corrections:
+                seen = replace(seen, corrected=self.corrections(seen.sampled, inputs))
             index, fresh = self._loaders.positions(loader, seen.rows)
             self._loaders.record(loader, seen.plain.task).add(seen, index, fresh)
 
@@ -269,7 +269,7 @@ class EstimateUncertainty(StableCallback):
         if gives_features(pl_module):
             return
         step = pl_module.predict_step
-        self._corrections = Corrections(trainer, pl_module)
+        self.corrections = Corrections(trainer, pl_module)
         with self._or_step_aside():
             refuse_unsampled(trainer, step)
 
@@ -329,8 +329,8 @@ class EstimateUncertainty(StableCallback):
                 predictor.plain(inputs, target, arguments, seed=seed)
             sampled = predictor.sampled(inputs, arguments, seed=seed)
             sampled = in_target_units(sampled, target_scale(trainer))
-            if self._corrections:
-                sampled = self._corrections(sampled, inputs)
+            if self.corrections:
+                sampled = self.corrections(sampled, inputs)
         return replace(sampled, samples=None)
 
     # ---- both -------------------------------------------------------------------------------
@@ -360,13 +360,13 @@ class EstimateUncertainty(StableCallback):
     def _predictor(self, pl_module: L.LightningModule, step: Step, loader: int) -> BatchPredictor:
         if loader not in self._predictors:
             self._predictors[loader] = predictor = self.predictor(pl_module, step)
-            predictor.or_plainly = self.or_plainly and bool(self._corrections)
+            predictor.or_plainly = self.or_plainly and bool(self.corrections)
         return self._predictors[loader]
 
     def leave(self) -> None:
         """Leave the module as it was, and hold on to nothing but results and rows."""
         self._aside = False
-        self._loaders = self._corrections = None
+        self._loaders = self.corrections = None
         self._predictors = {}
         if self._restore_step is not None:
             self._restore_step()
@@ -389,7 +389,7 @@ class EstimateUncertainty(StableCallback):
         try:
             yield
         except Exception as error:
-            if self.required or (self._corrections is not None and self._corrections.refused):
+            if self.required or (self.corrections is not None and self.corrections.refused):
                 raise
             self._aside = True
             message = f"EstimateUncertainty steps aside: {error}"

@@ -1,12 +1,14 @@
 """What a run tells of the rows that it answered, and why it did not answer the others."""
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from stablelightning.callbacks.abstain import AbstainWhenUnsure
 from stablelightning.callbacks.uncertainty import EstimateUncertainty
+from stablelightning.cli.observe import ObserveUnknown
 from stablelightning.cli.sections import callbacks_of
-from stablelightning.functional.abstain import ANSWERED, REASONS
+from stablelightning.functional.abstain import REASONS
 from stablelightning.model.abstain import Thresholds
 from stablelightning.report.columns import is_classification
 from stablelightning.report.section import Section
@@ -36,46 +38,53 @@ def decisions(trainer: L.Trainer, model: L.LightningModule) -> Section | None:
     rows: Rows = next((e.rows for e in callbacks_of(trainer, EstimateUncertainty)), {})
     if thresholds is None or "answered" not in rows:
         return None
-    answered = rows["answered"]
-    share = float(answered.float().mean())
     loss, what = _loss(rows)
-    columns = ["", "rows", "share (%)", *([what] if loss is not None else [])]
-    table = [
-        _row(name, chosen, loss, what)
-        for name, chosen in (
-            *((name, rows["reason"] == number) for number, name in enumerate(REASONS)),
-            ("all", answered | ~answered),
-        )
+    unknown = _unknown(trainer)
+    groups = [(name, rows["reason"] == number) for number, name in enumerate(REASONS)]
+    table = [_row(name, chosen, loss, what) for name, chosen in groups]
+    table.append(_row("all", torch.ones_like(rows["answered"]), loss, what))
+    empty: list[object] = [] if loss is None else [None]
+    table += [
+        [f"answered of {name.replace('_', ' ')}", None, 100 * share, *empty]
+        for name, share in unknown.items()
     ]
-    lead = f"{100 * share:.3g} % of {len(answered):,} test rows are answered"
-    if loss is not None and bool(answered.any()):
-        some, everybody = (_risk(values, what) for values in (loss[answered], loss))
-        lead += (
-            f", with an {what} of {some:.3g} instead of {everybody:.3g}"
-            if what == _ROOT
-            else f"; of the answers {some:.3g} % are wrong, instead of {everybody:.3g} %"
-        )
     numbers = {
         "decide/threshold_total": thresholds.total,
         "decide/threshold_epistemic": thresholds.epistemic,
-        **{
-            f"decide/{name.replace(' ', '_')}": float((rows["reason"] == number).double().mean())
-            for number, name in enumerate(REASONS)
-            if number != ANSWERED
-        },
+        **{f"decide/{_key(name)}": float(chosen.double().mean()) for name, chosen in groups[1:]},
+        **{f"ood/{name}/answered": share for name, share in unknown.items()},
     }
-    return Section(
-        "decisions",
-        "Decisions",
-        lead,
-        columns,
-        table,
-        notes=_notes(thresholds, share),
-        numbers=numbers,
-    )
+    columns = ["", "rows", "share (%)", *([] if loss is None else [what])]
+    lead, notes = _lead(rows["answered"], loss, what), _notes(thresholds, rows["answered"])
+    return Section("decisions", "Decisions", lead, columns, table, notes=notes, numbers=numbers)
 
 
-def _notes(thresholds: Thresholds, share: float) -> list[str]:
+def _key(name: str) -> str:
+    return name.replace(" ", "_")
+
+
+def _lead(answered: Tensor, loss: Tensor | None, what: str) -> str:
+    share = 100 * float(answered.double().mean())
+    lead = f"{share:.3g} % of {len(answered):,} test rows are answered"
+    if loss is None or not bool(answered.any()):
+        return lead
+    some, everybody = (_risk(values, what) for values in (loss[answered], loss))
+    if what == _ROOT:
+        return f"{lead}, with an {what} of {some:.3g} instead of {everybody:.3g}"
+    return f"{lead}; of the answers {some:.3g} % are wrong, instead of {everybody:.3g} %"
+
+
+def _unknown(trainer: L.Trainer) -> dict[str, float]:
+    """The share of each out-of-distribution set that is answered all the same."""
+    seen: dict[str, Rows] = next((o.rows for o in callbacks_of(trainer, ObserveUnknown)), {})
+    return {
+        name: float(rows["answered"].double().mean())
+        for name, rows in seen.items()
+        if "answered" in rows
+    }
+
+
+def _notes(thresholds: Thresholds, answered: Tensor) -> list[str]:
     notes = []
     if thresholds.coverage is not None:
         notes.append(
@@ -84,7 +93,7 @@ def _notes(thresholds: Thresholds, share: float) -> list[str]:
         )
     if thresholds.bound is not None:
         notes.append(f"the risk of later rows was promised to stay below {thresholds.bound:.3g}")
-    if share == 0:
+    if not bool(answered.any()):
         notes.append("no test row meets the thresholds: allow a larger risk, or look at the data")
     return notes
 

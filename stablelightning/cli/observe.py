@@ -29,7 +29,7 @@ class ObserveUnknown(L.Callback):
         estimate: the callback that estimates the uncertainty of the test set.
 
     Attributes:
-        rows: after a test, ``EstimateUncertainty.rows`` of every set.
+        rows: after a test, ``EstimateUncertainty.rows`` of every set, corrected as those are.
     """
 
     def __init__(self, estimate: EstimateUncertainty) -> None:
@@ -54,6 +54,7 @@ class ObserveUnknown(L.Callback):
         loader: DataLoader[Any],
     ) -> dict[str, Tensor]:
         predictor = _predictor(self.estimate, pl_module, samples=self.estimate.samples)
+        corrections = self.estimate.corrections  # its own: this runs on one process alone
         record: Record | None = None
         for number, batch in enumerate(loader):
             batch = trainer.strategy.batch_to_device(batch)
@@ -64,7 +65,10 @@ class ObserveUnknown(L.Callback):
                 seen = predictor.observation(inputs, target, arguments, seed=seed)
             record = record or Record(seen.plain.task)
             # No score against the targets, if there are any: no class of the model is right.
-            _keep(record, replace(seen, target=None).in_target_units(target_scale(trainer)))
+            seen = replace(seen, target=None).in_target_units(target_scale(trainer))
+            if corrections:
+                seen = replace(seen, corrected=corrections(seen.sampled, inputs))
+            _keep(record, seen)
         if record is None or not record.rows:
             return {}
         return Record.merged([record]).rows[0]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stablelightning.errors import DataError, RecipeError
+from stablelightning.functional.selective import risk_coverage_curve
 
 #: Why a row is not answered; the numbers are those of ``Prediction.reason``.
 REASONS = ("answered", "aleatoric", "epistemic", "out of distribution")
@@ -280,14 +281,19 @@ def _curve(uncertainty: Tensor, loss: Tensor) -> _Curve:
             f"uncertainty and loss must not be NaN, got {bad} such rows of {len(score)}; look for "
             "it in the inputs, or in the model."
         )
-    score, order = score.sort(stable=True)
-    total = cost[order].cumsum(0)
-    # Rows of equal uncertainty are answered together.
-    last = torch.cat([score[1:] != score[:-1], torch.ones(1, dtype=torch.bool)])
-    last &= score.isfinite()
-    count = torch.arange(1, len(score) + 1)
+    allowed = score.isfinite()
+    if not bool(allowed.any()):
+        nothing = torch.zeros(0, dtype=torch.float64)
+        return _Curve(nothing, nothing.long(), nothing, len(score), binary=True)
+    threshold, risk, count = _walk(score[allowed], cost[allowed])
     binary = bool(((cost == 0) | (cost == 1)).all())
-    return _Curve(score[last], count[last], (total / count)[last], len(score), binary)
+    return _Curve(threshold, count, risk, len(score), binary)
+
+
+def _walk(score: Tensor, cost: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Thresholds in ascending order, with the risk and the number of the rows that each answers."""
+    curve = risk_coverage_curve(score, cost)
+    return curve.threshold, curve.risk, (curve.coverage * len(score)).round().long()
 
 
 def _fewest(curve: _Curve, risk: float) -> int:

@@ -8,6 +8,7 @@ from stablelightning.callbacks import AbstainWhenUnsure, EstimateUncertainty
 from stablelightning.cli import figures
 from stablelightning.cli.decide import decided_on, decisions
 from stablelightning.cli.figures import Seen, figures_of
+from stablelightning.cli.observe import ObserveUnknown
 from stablelightning.model.abstain import Thresholds
 from tests.report.rows import classification_rows, regression_rows
 
@@ -113,6 +114,17 @@ def test_the_section_counts_every_reason():
     assert section.numbers["decide/epistemic"] == 0.2
     assert section.numbers["decide/threshold_total"] == 1
     assert len(section.notes) == 2
+
+
+def test_the_section_tells_how_much_of_each_unknown_set_is_answered():
+    rows = classification_rows()
+    trainer = trainer_of(decided(rows, answered=torch.arange(30) < 24), Thresholds(1.0))
+    unknown = ObserveUnknown(EstimateUncertainty())
+    unknown.rows = {"far_away": {"answered": torch.tensor([True, False, False, False])}, "odd": {}}
+    trainer.callbacks.append(unknown)
+    section = decisions(trainer, None)
+    assert section.rows[-1] == ["answered of far away", None, 25.0, None]
+    assert section.numbers["ood/far_away/answered"] == 0.25
 
 
 def test_the_section_of_a_regression_tells_its_error():
