@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from stablelightning.callbacks.abstain import AbstainWhenUnsure
+from stablelightning.callbacks.calibrate import Calibrate
 from stablelightning.callbacks.uncertainty import EstimateUncertainty
 from stablelightning.errors import DataError, RecipeError, StableLightningWarning
 from stablelightning.functional.abstain import REASONS
@@ -167,6 +168,19 @@ def test_a_risk_out_of_reach_that_is_not_required_leaves_every_row_answered(tmp_
     with pytest.warns(StableLightningWarning, match="AbstainWhenUnsure steps aside"):
         trainer.test(model, datamodule=data, verbose=False)
     assert "answered" not in estimate(trainer).rows
+
+
+def test_one_that_steps_aside_leaves_the_others_fitted(tmp_path):
+    calibrate, abstain = Calibrate(), AbstainWhenUnsure(risk=1e-3, required=False)
+    trainer = trainer_with(tmp_path, calibrate, abstain)
+    model, data = Net(), Rows()
+    with pytest.warns(StableLightningWarning, match="AbstainWhenUnsure steps aside: risk must be"):
+        trainer.fit(model, datamodule=data)
+    with pytest.warns(StableLightningWarning, match="AbstainWhenUnsure steps aside"):
+        trainer.test(model, datamodule=data, ckpt_path="best", verbose=False)
+    rows = estimate(trainer).rows
+    assert "calibrated" in rows
+    assert "answered" not in rows
 
 
 def test_too_few_validation_rows_are_refused_before_training(tmp_path):
