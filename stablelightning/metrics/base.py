@@ -193,10 +193,8 @@ class RankMetric(UncertaintyMetric):
             return histogram_groups(*self._sum("histogram"))
         parts = [getattr(self, self._name(state)) for state in ("scores", "marks")]
         # A list of batches, or one tensor where processes have been gathered.
-        whole = [
-            part if isinstance(part, Tensor) else torch.cat([torch.zeros(0).double(), *part])
-            for part in parts
-        ]
+        none = torch.zeros(0, dtype=torch.float64, device=self.device)
+        whole = [p if isinstance(p, Tensor) else torch.cat([none, *p]) for p in parts]
         return tie_groups(*whole)
 
 
