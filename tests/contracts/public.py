@@ -19,7 +19,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ConsultDoctor": {"batches": 2, "required": False},
     "EstimateUncertainty": {"samples": 9, "seed": 5, "tolerance": 1e-6},
     "ExportModel": {"folder": f"{gettempdir()}/stablelightning-export", "batch_sizes": [1]},
-    "FindLearningRate": {"lowest": 1e-4, "steps": 40, "confirm_steps": 40, "required": False},
+    "FindLearningRate": {"lowest": 1e-4, "steps": 20, "confirm_steps": 30, "required": False},
     "GuardTraining": {"threshold": 5.0, "window": 50, "max_trips": 3, "host_memory": True},
     "HalveLearningRate": {"start": 0.02, "steps": 6, "required": False},
     "InitializeWeights": {"scheme": "lsuv", "overwrite": True},

@@ -1,6 +1,7 @@
 """Every public callback in every way of stepping: several optimizers by hand, scaled losses."""
 
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import lightning as L
@@ -51,6 +52,11 @@ def fitted(*callbacks: L.Callback, model: type[Seeded] = Seeded, **settings: Any
     return weights(module)
 
 
+@cache
+def two_optimizers_alone() -> list[Tensor]:
+    return fitted(model=TwoOptimizers)
+
+
 @every_callback
 def test_trains_with_two_optimizers_by_hand(kind):
     refused = pytest.raises(Exception, match="automatic")  # in a warning, or an error
@@ -58,22 +64,26 @@ def test_trains_with_two_optimizers_by_hand(kind):
         trained = fitted(make(kind), model=TwoOptimizers)
         assert all(value.isfinite().all() for value in trained)
         if kind.__name__ in OBSERVERS:
-            assert same(trained, fitted(model=TwoOptimizers))
+            assert same(trained, two_optimizers_alone())
 
 
 def scaled(device: str, scale: float = 2.0**10) -> MixedPrecision:
     return MixedPrecision("16-mixed", device, torch.amp.GradScaler(device, init_scale=scale))
 
 
+@cache
+def scaled_alone(device: str, scale: float) -> list[Tensor]:
+    return fitted(plugins=scaled(device, scale), accelerator=device)
+
+
 @every_callback
 @pytest.mark.parametrize("scale", [2.0**10, 2.0**40], ids=["fits", "overflows at first"])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu])])
 def test_trains_with_a_scaled_loss(kind, device, scale):
-    settings = {"accelerator": device}
-    trained = fitted(make(kind), plugins=scaled(device, scale), **settings)
+    trained = fitted(make(kind), plugins=scaled(device, scale), accelerator=device)
     assert all(value.isfinite().all() for value in trained)
     if kind.__name__ in OBSERVERS:
-        assert same(trained, fitted(plugins=scaled(device, scale), **settings))
+        assert same(trained, scaled_alone(device, scale))
 
 
 def test_the_recommended_callbacks_act_in_order_whatever_the_list_says():
