@@ -5,6 +5,7 @@ from typing import Any
 import lightning as L
 
 from stablelightning.callbacks.batches import inputs_and_target
+from stablelightning.callbacks.before import first_member
 from stablelightning.callbacks.example import example_batch
 from stablelightning.callbacks.export import ExportModel
 from stablelightning.cli.sections import Patient, callbacks_of
@@ -34,5 +35,5 @@ def latency_after_training(trainer: L.Trainer, model: L.LightningModule) -> Sect
 def _measured(model: L.LightningModule, batch: Any) -> LatencyReport:
     """Measured on copies; the model is left as it is."""
     inputs, _ = inputs_and_target(model, batch)
-    with silenced(model):
+    with first_member(model), silenced(model):  # of an ensemble, that of a member
         return measure_latency(model, inputs, seconds=_SECONDS)

@@ -23,6 +23,7 @@ from stablelightning.model.architecture import BACKBONE, PRETRAINED, described_i
 from stablelightning.model.dropout import add_dropout
 from stablelightning.model.head import replace_head
 from stablelightning.model.libraries import LibraryModel, library_model
+from stablelightning.model.loaded import mark_fresh, mark_loaded
 from stablelightning.model.preprocessing import Preprocessing
 from stablelightning.model.weights_file import WeightsFile, load_file, read_weights
 
@@ -144,9 +145,11 @@ def _by_name(model: LibraryModel, weights: str | None, settings: Mapping[str, An
     tag = weights if weights in model.tags else None
     if not _with_weights.get() or weights is None:
         network = model.make(settings, for_weights=weights is not None)
+        mark_fresh(network)
         _describe(network, model.preprocessing(network, tag))
     elif tag is not None or weights == PRETRAINED:
         network = model.make_pretrained(settings, tag)
+        mark_loaded(network, dict(network.named_parameters()))
         _describe(network, model.preprocessing(network, tag))
     else:
         file = _read(weights, model.tags)

@@ -22,7 +22,7 @@ from stablelightning.model.collect import stack_outputs
 from stablelightning.model.defaults import default_parameters
 from stablelightning.model.depth import DepthGroup
 from stablelightning.model.generators import preserved_generators
-from stablelightning.model.loaded import loaded_parameters
+from stablelightning.model.loaded import is_marked_fresh, loaded_parameters
 from stablelightning.model.members import Members, stand_for
 from stablelightning.model.mixture import (
     Reading,
@@ -166,7 +166,7 @@ def _on_its_own(fresh: nn.Module, first: nn.Module) -> nn.Module:
     own = copy.deepcopy(fresh)
     chosen = shared - loaded_parameters(own)
     unsure = [n for n, v in default_parameters(own).items() if n in chosen and not v.default]
-    if unsure:
+    if unsure and not is_marked_fresh(own):
         warnings.warn(
             f"every member but the first draws {some(sorted(unsure))} anew, which do not look as "
             "torch draws them; if they were loaded, pass a function that makes the network.",

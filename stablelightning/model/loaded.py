@@ -7,6 +7,8 @@ from torch.nn.parameter import is_lazy
 
 #: Under this name a model keeps a few numbers of each parameter that was loaded into it.
 _MARK = "_stablelightning_loaded"
+#: And under this one, that none was.
+_FRESH = "_stablelightning_fresh"
 #: Numbers kept of each; by them a parameter that has been drawn anew since is told apart.
 _KEPT = 16
 #: What ``torch.compile`` puts into the names of what it wraps.
@@ -36,6 +38,27 @@ def mark_loaded(model: nn.Module, names: Iterable[str]) -> None:
         if _clean(name) in chosen and (numbers := _numbers(parameter))
     }
     vars(model)[_MARK] = {**vars(model).get(_MARK, {}), **marks}
+
+
+def mark_fresh(model: nn.Module) -> None:
+    """Remember that nothing was loaded into a model when it was made, however its weights look.
+
+    Args:
+        model: gets an attribute, as for :func:`mark_loaded`.
+    """
+    vars(model)[_FRESH] = True
+
+
+def is_marked_fresh(model: nn.Module) -> bool:
+    """Whether nothing was loaded into a model, by the word of who made it.
+
+    Example:
+        >>> net = nn.Linear(3, 2)
+        >>> mark_fresh(net)
+        >>> is_marked_fresh(net)
+        True
+    """
+    return _FRESH in vars(model)
 
 
 def loaded_parameters(model: nn.Module) -> set[str]:

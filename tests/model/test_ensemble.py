@@ -9,12 +9,14 @@ from torch import nn
 
 from stablelightning import mc_dropout
 from stablelightning.errors import CheckpointError, ModelError, RecipeError, StableLightningWarning
+from stablelightning.model.backbones import backbone
 from stablelightning.model.ensemble import (
     LoadedMembers,
     draw_networks,
     predict_ensemble,
     read_state,
 )
+from stablelightning.model.libraries import library_model
 from stablelightning.model.loaded import mark_loaded
 from stablelightning.model.mixture import Reading
 from stablelightning.nn import MLP
@@ -78,6 +80,22 @@ def test_a_ready_network_keeps_what_was_loaded_in_every_member():
         assert float(member[2].weight.detach().std()) == pytest.approx(
             float(network[2].weight.detach().std()), rel=0.2
         )
+
+
+def test_a_pretrained_backbone_is_the_same_in_every_member_but_for_its_head(monkeypatch):
+    library = library_model("resnet18")
+    made = library.make({}, for_weights=True)
+    monkeypatch.setattr(type(library), "make_pretrained", lambda *_: made)
+    network = backbone("resnet18", num_outputs=3)
+    first, second = draw_networks(network, 2)
+    differ = [n for n, p in first.named_parameters() if not torch.equal(p, second.get_parameter(n))]
+    assert differ == ["fc.weight", "fc.bias"]
+
+
+def test_a_backbone_without_weights_is_drawn_anew(recwarn):
+    first, second = draw_networks(backbone("resnet18", weights=None, num_outputs=3), 2)
+    assert not torch.equal(first.conv1.weight, second.conv1.weight)
+    assert not [w for w in recwarn if issubclass(w.category, StableLightningWarning)]
 
 
 def test_weights_that_look_set_are_told_before_they_are_drawn_anew():
