@@ -112,7 +112,7 @@ def _draw_thresholds(axes: "Axes", thresholds: "Thresholds", right: float, top: 
         _name(axes, right, thresholds.epistemic, "out of distribution above")
     if thresholds.total < right:
         axes.plot([thresholds.total] * 2, [0, ceiling], linestyle=":", **look)
-        _name(axes, right, ceiling, "aleatoric", above=False)
+        _name(axes, right, 0, "aleatoric")  # apart from the other name, however narrow its region
     if thresholds.total < right + ceiling:
         between = min(thresholds.total, right)
         _name(axes, between, ceiling, "epistemic", above=False)

@@ -114,7 +114,8 @@ def risk_coverage(
     point = _point(costs, answered)
     if point is not None:
         height = _shown(point[1], squared)
-        axes.plot(point[0], height, "D", color=INK, markersize=6, zorder=4, label="as decided")
+        look = {"color": INK, "markersize": 6, "zorder": 4, "clip_on": False}
+        axes.plot(point[0], height, "D", label="as decided", **look)
     calm = [each.risk[each.coverage >= min(_CALM, 1)].max() for each in series.values()]
     top = float(_shown(max(calm), squared)) * _HEADROOM
     axes.set(xlim=(0, 1.01), ylim=(0, max(top, uncertain) or 1))
