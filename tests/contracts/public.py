@@ -60,6 +60,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
 }
 
+#: What is drawn, from which masks, how, for which task and until when are settings of one concern.
+MANY = {"EstimateUncertainty": 7}
+
 #: Callbacks that must not change what is learned.
 OBSERVERS = {
     "AbstainWhenUnsure",
