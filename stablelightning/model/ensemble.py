@@ -164,9 +164,10 @@ def _on_its_own(fresh: nn.Module, first: nn.Module) -> nn.Module:
     if not shared:
         return fresh
     own = copy.deepcopy(fresh)
-    chosen = shared - loaded_parameters(own)
+    loaded = loaded_parameters(own)
+    chosen = shared - loaded
     unsure = [n for n, v in default_parameters(own).items() if n in chosen and not v.default]
-    if unsure and not is_marked_fresh(own):
+    if unsure and not loaded and not is_marked_fresh(own):  # else it is known what was loaded
         warnings.warn(
             f"every member but the first draws {some(sorted(unsure))} anew, which do not look as "
             "torch draws them; if they were loaded, pass a function that makes the network.",
