@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stablelightning.errors import DataError, RecipeError
+from stablelightning.functional.row_keys import mixed_bits, shifted_right
 from stablelightning.functional.scores import at_least_single
 from stablelightning.functional.uncertainty import is_probabilities
 
@@ -20,8 +21,8 @@ from stablelightning.functional.uncertainty import is_probabilities
 #: the nearest fraction of at most this denominator.
 _FINEST_SHARE = 10**6
 
-# The mixing function of splitmix64: its two multipliers, and the golden ratio in 64 bits.
-_FIRST, _SECOND, _GOLDEN = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15, 0x9E3779B97F4A7C15
+#: The golden ratio in 64 bits: multiples of it are spread evenly.
+_GOLDEN = 0x9E3779B97F4A7C15
 _WORDS = 1 << 64
 #: float32 holds this many bits of a fraction exactly.
 _BITS = 24
@@ -58,7 +59,7 @@ def conformal_rank(rows: int, alpha: float) -> int:
             f"alpha={alpha:g} needs {math.ceil(1 / share)} calibration rows or more (1 / alpha), "
             f"got {rows}; keep more rows for it, or take a larger alpha."
         )
-    return rows + 1 - math.floor((rows + 1) * share)
+    return max(1, rows + 1 - math.floor((rows + 1) * share))
 
 
 def conformal_quantile(scores: Tensor, alpha: float) -> Tensor:
@@ -221,10 +222,7 @@ def uniform_of_rows(rows: Tensor, seed: int = 0) -> Tensor:
     """
     start = (seed + 1) * _GOLDEN % _WORDS
     bits = rows.long() + (start - _WORDS if start >= _WORDS // 2 else start)
-    bits = (bits ^ _shifted(bits, 30)) * _FIRST
-    bits = (bits ^ _shifted(bits, 27)) * _SECOND
-    bits = bits ^ _shifted(bits, 31)
-    return _shifted(bits, 64 - _BITS).float() / (1 << _BITS)
+    return shifted_right(mixed_bits(bits), 64 - _BITS).float() / (1 << _BITS)
 
 
 def scaled_residual_scores(mean: Tensor, scale: Tensor, target: Tensor) -> Tensor:
@@ -309,11 +307,6 @@ def _probabilities(values: Tensor) -> Tensor:
             f"{found.sum(1).max().item():.3g}; take the softmax of logits first."
         )
     return at_least_single(values)
-
-
-def _shifted(bits: Tensor, by: int) -> Tensor:
-    """Shifted to the right with zeros coming in, as unsigned numbers are."""
-    return (bits >> by) & ((1 << (64 - by)) - 1)
 
 
 def _same_shape(**tensors: Tensor) -> None:

@@ -46,7 +46,44 @@ def row_keys(*tensors: Tensor) -> Tensor:
     drawn = torch.randint(bounds.min, bounds.max, (2, words.shape[1]), generator=generator)
     # Words are mixed before they are multiplied: floats that are small whole numbers have nothing
     # but zeros in their low bits, and products of those would keep the zeros.
-    return _mixed((_mixed(words + drawn[0]) * (drawn[1] | 1)).sum(1))
+    return mixed_bits((mixed_bits(words + drawn[0]) * (drawn[1] | 1)).sum(1))
+
+
+def mixed_bits(words: Tensor) -> Tensor:
+    """Mix the bits of 64-bit words: a permutation of all words that leaves nothing in its place.
+
+    Args:
+        words: any shape, int64.
+
+    Returns:
+        The same shape, int64; different words stay different.
+
+    Source:
+        As :func:`row_keys`.
+
+    Example:
+        >>> mixed_bits(torch.tensor([0, 1, 2])).unique().numel()
+        3
+    """
+    words = (words ^ shifted_right(words, 30)) * _MIX[0]
+    words = (words ^ shifted_right(words, 27)) * _MIX[1]
+    return words ^ shifted_right(words, 31)
+
+
+def shifted_right(words: Tensor, by: int) -> Tensor:
+    """Shift to the right with zeros coming in, as of unsigned numbers.
+
+    Torch's own shift copies the sign: with it, a word and its complement would be mixed alike.
+
+    Args:
+        words: any shape, int64.
+        by: bits, 1 to 63.
+
+    Example:
+        >>> shifted_right(torch.tensor([-1, 6]), 63).tolist()
+        [1, 0]
+    """
+    return (words >> by) & ((1 << (64 - by)) - 1)
 
 
 def _words(tensor: Tensor) -> Tensor:
@@ -58,8 +95,3 @@ def _words(tensor: Tensor) -> Tensor:
     missing = -as_bytes.shape[1] % _WORD
     return torch.nn.functional.pad(as_bytes, (0, missing)).contiguous().view(torch.int64)
 
-
-def _mixed(words: Tensor) -> Tensor:
-    words = (words ^ (words >> 30)) * _MIX[0]
-    words = (words ^ (words >> 27)) * _MIX[1]
-    return words ^ (words >> 31)

@@ -41,6 +41,10 @@ def test_the_rank_is_that_of_exact_arithmetic(rows: int, alpha: float, rank: int
     assert conformal_rank(rows, alpha) == rank
 
 
+def test_there_is_a_rank_for_an_alpha_as_near_to_one_as_can_be() -> None:
+    assert conformal_rank(100, 1 - 1e-9) == 1
+
+
 @given(st.integers(1, 400), st.integers(1, 999))
 def test_the_rank_rounds_up_and_never_leaves_the_rows(rows: int, thousandths: int) -> None:
     if rows * thousandths < 1000:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stablelightning.errors import DataError
-from stablelightning.functional.row_keys import row_keys
+from stablelightning.functional.row_keys import mixed_bits, row_keys
 
 
 @settings(deadline=None, max_examples=30)
@@ -27,6 +27,16 @@ def test_rows_that_differ_in_one_small_number_have_other_keys(dtype):
 def test_every_combination_of_bits_is_told_apart():
     x = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 12)
     assert row_keys(x).unique().numel() == 2**12
+
+
+def test_words_and_their_complements_are_told_apart():
+    """A shift that copies the sign would mix them alike, and leave the top bit empty."""
+    words = torch.randint(-(2**63), 2**63 - 1, (200,), generator=torch.Generator().manual_seed(0))
+    both = torch.cat([words, ~words])
+    assert mixed_bits(both).unique().numel() == 400
+    assert row_keys(both.unsqueeze(1)).unique().numel() == 400
+    share = (row_keys(both.unsqueeze(1)) < 0).float().mean()
+    assert 0.35 < share < 0.65
 
 
 def test_all_tensors_count_and_in_their_order():
