@@ -176,6 +176,20 @@ def test_variance_of_means_survives_a_far_offset_in_half_precision() -> None:
     assert split.aleatoric.tolist() == [0.0]
 
 
+def test_equal_samples_have_no_variance_and_large_means_do_not_drown_it() -> None:
+    same = torch.full((7, 3), 0.1)
+    assert torch.equal(law_of_total_variance(same, same).epistemic, torch.zeros(3))
+    drawn = torch.randn(40, 50, generator=torch.Generator().manual_seed(0))
+    far = (drawn + 1e4).requires_grad_()
+    split = law_of_total_variance(far.T, torch.ones(1), dim=1)
+    torch.testing.assert_close(
+        split.epistemic.double(), far.detach().double().var(0, correction=0), rtol=1e-5, atol=0
+    )
+    split.total.sum().backward()
+    assert far.grad is not None
+    assert bool(far.grad.isfinite().all())
+
+
 @given(numbers, arrays(np.float64, (6, 4), elements=st.floats(1e-2, 1e2)))
 def test_mixture_likelihood_agrees_with_scipy(means: np.ndarray, variances: np.ndarray) -> None:
     target = means[0]
