@@ -92,9 +92,16 @@ class Calibrator(ABC):
         corrected = self._apply(prediction)
         return replace(corrected, corrected=(*prediction.corrected, self.name))
 
+    def knows(self, rows: Tensor) -> Tensor:
+        """Which of these rows it was fitted on, ``(N,)`` bool; none if it was not told of rows."""
+        rows = rows.cpu()
+        if self._seen is None:
+            return torch.zeros(len(rows), dtype=torch.bool)
+        return torch.isin(rows, self._seen)
+
     def seen(self, rows: Tensor) -> int:
         """How many of these rows it was fitted on; 0 where :meth:`fit` was not told of rows."""
-        return 0 if self._seen is None else int(torch.isin(rows.cpu(), self._seen).sum())
+        return int(self.knows(rows).sum())
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and tensors; empty before it is fitted."""

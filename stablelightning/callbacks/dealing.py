@@ -36,6 +36,11 @@ def deal(target: Tensor, keys: Tensor | None, *, parts: int, seed: int) -> list[
     drawn = row_keys(unique, torch.full_like(unique, seed))
     order = drawn.argsort(stable=True)
     order = order[of_key[order].argsort(stable=True)]
+    if target.is_floating_point():
+        # One of each group of neighbours for every part, and not always the smallest for the first.
+        group = torch.arange(len(unique)) // parts
+        shuffled = drawn[order].argsort(stable=True)
+        order = order[shuffled[group[shuffled].argsort(stable=True)]]
     part_of_key = torch.empty_like(unique)
     part_of_key[order] = torch.arange(len(unique)) % parts
     part = part_of_key[place]

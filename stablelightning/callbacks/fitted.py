@@ -75,6 +75,7 @@ class FittedAfterTraining(Correction):
         self._task: Task | None = None
         self._aside = False
         self._again = self._counted = 0
+        self._fellows: list[Calibrator] = []  # of the whole chain, itself included, in a loop
         self._host: EstimateUncertainty | None = None
 
     @abstractmethod
@@ -171,6 +172,8 @@ class FittedAfterTraining(Correction):
             CheckpointError: it was not, and is required.
         """
         self._again = self._counted = 0
+        found = [callback.calibrator for callback in _fitted(trainer)]
+        self._fellows = [calibrator for calibrator in found if calibrator is not None]
         if trainer.fast_dev_run or gives_features(pl_module):  # type: ignore[attr-defined]
             return False
         return self._or_step_aside(lambda: self._check_weights(trainer, pl_module))
@@ -198,11 +201,14 @@ class FittedAfterTraining(Correction):
         """Correct the prediction of a batch.
 
         Raises:
-            DataError: most of the rows until now are those that it was fitted on.
+            DataError: most of the rows until now are those that it, and those beside it, were
+                fitted on.
         """
         assert self.calibrator is not None
         if keys is not None:
-            self._again += self.calibrator.seen(keys)
+            # Each was fitted to a part of the rows; together they have seen all of them.
+            known = [fellow.knows(keys) for fellow in self._fellows or [self.calibrator]]
+            self._again += int(torch.stack(known).any(0).sum())
             self._counted += len(keys)
             if self._counted >= _ENOUGH_ROWS and 2 * self._again > self._counted:
                 raise DataError(
@@ -234,6 +240,7 @@ class FittedAfterTraining(Correction):
     def leave(self) -> None:
         """Take the plain estimate out of the Trainer, if one was put there."""
         self._host = None
+        self._fellows = []
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave the Trainer's callbacks as they were."""

@@ -29,6 +29,19 @@ def test_parts_do_not_depend_on_the_order_of_the_rows(rows, parts, drawn):
     assert here == [set(keys[order][part].tolist()) for part in there]
 
 
+def test_no_part_has_the_smaller_of_neighbouring_values():
+    generator = torch.Generator().manual_seed(0)
+    smaller = 0
+    for seed in range(60):
+        target = torch.randn(20, generator=generator)
+        keys = torch.randint(2**60, (20,), generator=generator)
+        first, second = deal(target, keys, parts=2, seed=seed)
+        smaller += int(target[first].mean() < target[second].mean())
+        order = target.argsort()
+        assert bool((torch.isin(order, first).view(10, 2).sum(1) == 1).all())
+    assert 15 < smaller < 45
+
+
 def test_copies_of_a_row_stay_together():
     keys = torch.tensor([5, 9, 5, 7, 5, 9])
     dealt = deal(torch.tensor([0, 0, 1, 0, 0, 0]), keys, parts=3, seed=0)

@@ -204,6 +204,20 @@ def test_the_rows_of_the_fit_are_refused(tmp_path):
             loop(model, dataloaders=model.val_dataloader(), ckpt_path="best")
 
 
+class Last(After):
+    """One more, so that no callback has seen half of the rows."""
+
+    rank: ClassVar[int] = 56
+
+
+def test_rows_that_several_share_are_refused_as_those_of_one_are(tmp_path):
+    trainer, model = fitted(Calibrate(), After(), Last(), estimate(), best(tmp_path))
+    again = DataLoader(rows(VALIDATION_ROWS, 1), batch_size=VALIDATION_ROWS)
+    for loop in (trainer.test, trainer.predict):
+        with pytest.raises(DataError, match="must not be judged by the rows that it was fitted on"):
+            loop(model, dataloaders=again, ckpt_path="best")
+
+
 def test_nobody_steps_over_that_refusal(tmp_path):
     """Uncertainty that is welcome but not required steps aside from errors of its own only."""
     welcome = sl.EstimateUncertainty(samples=5, required=False)
