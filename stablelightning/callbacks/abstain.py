@@ -29,15 +29,16 @@ class AbstainWhenUnsure(FittedAfterTraining):
             [0, 1): later rows with more of it are out of distribution.
         seed: >= 0, of how validation rows are dealt out among the callbacks that are fitted to
             them; the first of them decides.
-        required: whether it is an error that no threshold can be chosen; ``False`` says so in a
-            warning, and decides nothing.
+        required: whether it is an error that there are too few validation rows, or that other
+            weights have chosen; ``False`` says so in a warning, and decides nothing.
 
     Attributes:
-        thresholds: what was chosen, with the coverage and the risk that it had; ``None`` before.
+        thresholds: what was chosen, with the coverage and the risk that it had; ``None`` before,
+            and where no threshold reaches the risk: a warning says the best that can be had, and
+            nothing is decided.
 
     Raises:
-        RecipeError: a setting is out of its range; after training, a risk or a coverage that no
-            threshold reaches (the message says the best that can be had).
+        RecipeError: a setting is out of its range.
         DataError: there are too few validation rows.
 
     Source:

@@ -30,7 +30,8 @@ class Calibrate(FittedAfterTraining):
             :class:`~stablelightning.calibration.TemperatureScaling` for classes,
             :class:`~stablelightning.calibration.VarianceScaling` for values.
         seed: >= 0, of how the validation rows are dealt out where several callbacks share them.
-        required: ``False`` says in a warning what cannot be calibrated, and leaves it as it is.
+        required: whether it is an error that there are too few rows, or that it was fitted to other
+            weights; ``False`` says so in a warning, and leaves predictions as they are.
 
     Attributes:
         calibrator: what was fitted; ``None`` before.
@@ -38,8 +39,8 @@ class Calibrate(FittedAfterTraining):
 
     Raises:
         RecipeError: a setting is out of its range; the strategy shards the model.
-        DataError: before training: no validation data, or too few rows; after it: rows that nothing
-            can be learned from; in a test: the rows that it was fitted on.
+        DataError: before training: no validation data, or too few rows; in a test: the rows that it
+            was fitted on. After training, what nothing can be learned from is a warning.
         CheckpointError: a test or a prediction of weights that it was not fitted to.
 
     Source:

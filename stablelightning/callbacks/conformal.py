@@ -37,16 +37,16 @@ class PredictSets(FittedAfterTraining):
         by_class: keep the promise in each true class; needs ``1 / alpha`` rows of every class.
         allow_empty: ``False`` puts the most probable class into a set that would hold none.
         seed: >= 0, of how validation rows are dealt out to this and other such callbacks.
-        required: whether it is an error that nothing could be fitted; ``False`` says so in a
-            warning.
+        required: whether it is an error that there are too few rows, or that it was fitted to other
+            weights; ``False`` says so in a warning.
 
     Attributes:
         calibrator: the fitted :class:`~stablelightning.calibration.conformal.ConformalSets`.
 
     Raises:
         RecipeError: a setting is out of its range.
-        DataError: before training: fewer validation rows than ``1 / alpha``; after it: rows of one
-            class only, NaN.
+        DataError: before training: fewer validation rows than ``1 / alpha``. After it, rows of one
+            class only or NaN are a warning, and there are no sets.
 
     Source:
         Vovk, Gammerman, Shafer 2005, "Algorithmic learning in a random world"; Angelopoulos, Bates

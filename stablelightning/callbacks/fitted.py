@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from stablelightning.calibration.base import Calibrator
-from stablelightning.callbacks.agreement import anyones_failure
+from stablelightning.callbacks.agreement import anyones_failure, told_by_first
 from stablelightning.callbacks.corrections import Correction, chain_of
 from stablelightning.callbacks.dealing import deal
 from stablelightning.callbacks.kept_weights import best_weights, fingerprint, keep_in_checkpoints
@@ -30,6 +30,7 @@ from stablelightning.errors import (
     StableLightningWarning,
 )
 from stablelightning.model.prediction import Prediction, Task
+from stablelightning.words import reason_of
 
 #: Rows after which it can be said that a test is run on the rows of the fit: one row of a data set
 #: may well stand in it twice.
@@ -51,16 +52,22 @@ class FittedAfterTraining(Correction):
     it. **In a test or a prediction** it is applied to every batch; other weights than those that it
     was fitted to, and the rows that it was fitted on, are refused.
 
+    **What cannot be fitted** (one class only, a risk that no threshold reaches) loses nothing: a
+    warning says why, what the others have learned is kept, and the checkpoint remembers the reason,
+    with which this callback then leaves predictions as they are.
+
     A subclass says its ``rank`` and makes its calibrator.
 
     Args:
         seed: >= 0, of how the rows are dealt out; the first such callback of a Trainer decides.
-        required: whether it is an error that nothing could be fitted; ``False`` says so in a
-            warning, and leaves predictions as they are.
+        required: whether it is an error that there is too little to fit it to, before training, or
+            that it was fitted to other weights; ``False`` says so in a warning, and leaves
+            predictions as they are.
 
     Attributes:
         calibrator: what was fitted; ``None`` before.
         rows_fitted: number of validation rows that it was fitted to.
+        unfitted: why nothing could be fitted; empty where it could.
     """
 
     rank: ClassVar[int]
@@ -70,6 +77,7 @@ class FittedAfterTraining(Correction):
         self.required = required
         self.calibrator: Calibrator | None = None
         self.rows_fitted = 0
+        self.unfitted = ""
         self._weights = ""
         self._after: list[str] = []  # the corrections that came before it when it was fitted
         self._task: Task | None = None
@@ -129,9 +137,10 @@ class FittedAfterTraining(Correction):
         rows = count_validation_rows(trainer)
         needed = len(chain) * max(callback.least_rows for callback in chain)
         if rows is not None and rows < needed:
+            shared = f" ({len(chain)} callbacks share them in equal parts)" * (len(chain) > 1)
             raise DataError(
-                f"{self.name} needs {needed} validation rows or more ({len(chain)} callbacks share "
-                f"them in equal parts), got {rows}; give more, or remove it."
+                f"{self.name} needs {needed} validation rows or more{shared}, got {rows}; give "
+                "more, or remove it."
             )
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -141,12 +150,7 @@ class FittedAfterTraining(Correction):
     # ---- after training ---------------------------------------------------------------------
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The first of them fits all.
-
-        Raises:
-            DataError: rows that nothing can be learned from.
-            ModelError: predictions of a task that one of them is not for.
-        """
+        """The first of them fits all."""
         chain = _fitted(trainer)
         dry = trainer.fast_dev_run  # type: ignore[attr-defined]
         if self is not chain[0] or dry or gives_features(pl_module):
@@ -176,6 +180,9 @@ class FittedAfterTraining(Correction):
         self._fellows = [calibrator for calibrator in found if calibrator is not None]
         if trainer.fast_dev_run or gives_features(pl_module):  # type: ignore[attr-defined]
             return False
+        if self.unfitted:
+            self._step_aside(self.unfitted)
+            return False
         return self._or_step_aside(lambda: self._check_weights(trainer, pl_module))
 
     def _check_weights(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -184,7 +191,7 @@ class FittedAfterTraining(Correction):
                 f"{self.name} must be fitted before it can correct predictions, and it is not; "
                 "train with it in the Trainer, or give ckpt_path= a checkpoint of such a training."
             )
-        if _told_by_first(trainer, fingerprint(pl_module)) != self._weights:
+        if told_by_first(trainer, fingerprint(pl_module)) != self._weights:
             raise CheckpointError(
                 f"{self.name} was fitted to other weights than those of the model now; test and "
                 "predict with ckpt_path='best', or with the path of that checkpoint."
@@ -233,9 +240,18 @@ class FittedAfterTraining(Correction):
             return False
         return True
 
-    def _step_aside(self, error: Exception) -> None:
+    def _step_aside(self, reason: object) -> None:
         self._aside = True
-        rank_zero_warn(f"{self.name} steps aside: {error}", category=StableLightningWarning)
+        rank_zero_warn(f"{self.name} steps aside: {reason}", category=StableLightningWarning)
+
+    def _could_not(self, error: Exception) -> None:
+        """Training is over: what it has taken hours to learn must not end in an error of ours."""
+        self._forget()
+        self.unfitted = reason_of(error)
+        rank_zero_warn(
+            f"{self.name} could not be fitted, and leaves predictions as they are: {error}",
+            category=StableLightningWarning,
+        )
 
     def leave(self) -> None:
         """Take the plain estimate out of the Trainer, if one was put there."""
@@ -254,10 +270,12 @@ class FittedAfterTraining(Correction):
 
     def _forget(self) -> None:
         self.calibrator, self._task = None, None
-        self.rows_fitted, self._weights, self._after = 0, "", []
+        self.rows_fitted, self.unfitted, self._weights, self._after = 0, "", "", []
 
     def state_dict(self) -> dict[str, Any]:
-        """What was fitted, and to which weights; empty before."""
+        """What was fitted, and to which weights, or why nothing was; empty before."""
+        if self.unfitted:
+            return {"unfitted": self.unfitted}
         if self.calibrator is None:
             return {}
         return {
@@ -271,6 +289,10 @@ class FittedAfterTraining(Correction):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what was fitted; a training that goes on will fit anew."""
         if not state_dict:
+            return
+        self._forget()
+        self.unfitted = state_dict.get("unfitted", "")
+        if self.unfitted:
             return
         self._task = state_dict["task"]
         calibrator = self.make_calibrator(state_dict["task"])
@@ -294,22 +316,40 @@ def _fit_all(
             failure = error
         failure = anyones_failure(trainer, failure)
         everything = None if failure else gathered(trainer, parts)
-        if everything is not None:
-            try:
-                _fit_in_order(chain, everything, fingerprint(pl_module))
-                states = {callback.state_key: callback.state_dict() for callback in chain}
-                keep_in_checkpoints(trainer, states, pl_module.state_dict())
-            except Exception as error:
-                failure = error
+        failure = _kept(chain, trainer, pl_module, everything, failure)
         failure = anyones_failure(trainer, failure)
-    if failure is None:
-        _share(chain, trainer)
-        return
-    for callback in chain:
-        callback._forget()
-    if any(callback.required for callback in chain) or not _is_ours(failure):
+    if failure is not None:
+        for callback in chain:
+            callback._forget()
         raise failure
-    chain[0]._step_aside(failure)
+    _share(chain, trainer)
+
+
+def _kept(
+    chain: list[FittedAfterTraining],
+    trainer: L.Trainer,
+    pl_module: L.LightningModule,
+    parts: list[LabelledPredictions] | None,
+    failure: Exception | None,
+) -> Exception | None:
+    """Fit on process 0, and keep it in its checkpoints; what failed that no callback can help."""
+    if failure is not None and not isinstance(failure, StableLightningError):
+        return failure
+    if not trainer.is_global_zero:
+        return None
+    try:
+        try:
+            if failure is not None:
+                raise failure
+            _fit_in_order(chain, parts or [], fingerprint(pl_module))
+        except StableLightningError as error:
+            for callback in chain:
+                callback._could_not(error)
+        states = {callback.state_key: callback.state_dict() for callback in chain}
+        keep_in_checkpoints(trainer, states, pl_module.state_dict())
+    except Exception as error:
+        return error
+    return None
 
 
 def _fit_in_order(
@@ -324,24 +364,22 @@ def _fit_in_order(
     dealt = deal(whole.target, whole.keys, parts=len(chain), seed=chain[0].seed)
     for number, callback in enumerate(chain):
         part = whole.rows(dealt[number])
-        for earlier in chain[:number]:
-            if earlier.calibrator is None:  # it stepped aside, and will in a test as well
-                continue
-            corrected = earlier._corrected(earlier.calibrator, part.prediction, part.keys)
-            part = replace(part, prediction=corrected)
         try:
+            for earlier in chain[:number]:
+                if earlier.calibrator is None:  # it could not be fitted, and will be left out
+                    continue
+                corrected = earlier._corrected(earlier.calibrator, part.prediction, part.keys)
+                part = replace(part, prediction=corrected)
             callback._fit(part, weights, list(chain[:number]))
         except StableLightningError as error:
-            if callback.required:
-                raise
-            callback._step_aside(error)
+            callback._could_not(error)
 
 
 def _share(chain: list[FittedAfterTraining], trainer: L.Trainer) -> None:
     """Give every process what the first one has fitted."""
     if trainer.world_size == 1:
         return
-    states = _told_by_first(trainer, [callback.state_dict() for callback in chain])
+    states = told_by_first(trainer, [callback.state_dict() for callback in chain])
     for callback, state in zip(chain, states, strict=True):
         callback.load_state_dict(state)
 
@@ -356,18 +394,6 @@ def _put_last(trainer: L.Trainer) -> None:
     chain: list[L.Callback] = [*chain_of(trainer)]
     others = [callback for callback in everything if callback not in chain]
     trainer.callbacks = [*others, *chain]  # type: ignore[attr-defined]
-
-
-def _told_by_first(trainer: L.Trainer, item: Any) -> Any:
-    if trainer.world_size == 1:
-        return item
-    told = [item]
-    torch.distributed.broadcast_object_list(told, 0)
-    return told[0]
-
-
-def _is_ours(error: Exception) -> bool:
-    return isinstance(error, StableLightningError)
 
 
 def _listed(keys: list[str]) -> str:

@@ -153,34 +153,39 @@ def test_a_regression_abstains_in_its_own_units(tmp_path):
 
 
 def test_a_risk_out_of_reach_is_said_with_the_best_that_can_be_had(tmp_path):
-    trainer = trainer_with(tmp_path, AbstainWhenUnsure(risk=0.1, confidence=0.999))
-    with pytest.raises(RecipeError, match=r"got 0.1 with confidence 0.999, and the best of 60"):
-        trainer.fit(Net(), datamodule=Rows(validation=60))
-
-
-def test_a_risk_out_of_reach_that_is_not_required_leaves_every_row_answered(tmp_path):
-    abstain = AbstainWhenUnsure(risk=0.1, confidence=0.999, required=False)
+    abstain = AbstainWhenUnsure(risk=0.1, confidence=0.999)
     trainer = trainer_with(tmp_path, abstain)
-    model, data = Net(), Rows(validation=60)
-    with pytest.warns(StableLightningWarning, match="AbstainWhenUnsure steps aside: risk must be"):
-        trainer.fit(model, datamodule=data)
+    best = r"could not be fitted.*got 0.1 with confidence 0.999, and the best of 60"
+    with pytest.warns(StableLightningWarning, match=best):
+        trainer.fit(Net(), datamodule=Rows(validation=60))
     assert abstain.thresholds is None
-    with pytest.warns(StableLightningWarning, match="AbstainWhenUnsure steps aside"):
-        trainer.test(model, datamodule=data, verbose=False)
-    assert "answered" not in estimate(trainer).rows
 
 
-def test_one_that_steps_aside_leaves_the_others_fitted(tmp_path):
-    calibrate, abstain = Calibrate(), AbstainWhenUnsure(risk=1e-3, required=False)
+@pytest.mark.parametrize("required", [True, False])
+def test_a_risk_out_of_reach_loses_neither_the_other_fits_nor_the_test(tmp_path, required):
+    calibrate, abstain = Calibrate(), AbstainWhenUnsure(risk=1e-3, required=required)
     trainer = trainer_with(tmp_path, calibrate, abstain)
     model, data = Net(), Rows()
-    with pytest.warns(StableLightningWarning, match="AbstainWhenUnsure steps aside: risk must be"):
+    with pytest.warns(StableLightningWarning, match="could not be fitted.*risk must be"):
         trainer.fit(model, datamodule=data)
-    with pytest.warns(StableLightningWarning, match="AbstainWhenUnsure steps aside"):
+    with pytest.warns(StableLightningWarning, match="AbstainWhenUnsure steps aside: risk must be"):
         trainer.test(model, datamodule=data, ckpt_path="best", verbose=False)
     rows = estimate(trainer).rows
     assert "calibrated" in rows
     assert "answered" not in rows
+
+
+def test_a_checkpoint_remembers_that_the_risk_was_out_of_reach(tmp_path):
+    trainer = trainer_with(tmp_path, Calibrate(), AbstainWhenUnsure(risk=1e-3))
+    data = Rows()
+    with pytest.warns(StableLightningWarning, match="could not be fitted"):
+        trainer.fit(Net(), datamodule=data)
+    again = trainer_with(tmp_path / "again", Calibrate(), AbstainWhenUnsure(risk=1e-3))
+    path = trainer.checkpoint_callback.best_model_path
+    with pytest.warns(StableLightningWarning, match="AbstainWhenUnsure steps aside: risk must be"):
+        (first, *_) = again.predict(Net(), datamodule=data, ckpt_path=path, weights_only=True)
+    assert first.corrected == ("temperature",)
+    assert first.answered is None
 
 
 def test_too_few_validation_rows_are_refused_before_training(tmp_path):

@@ -18,7 +18,7 @@ from stablelightning.calibration import TemperatureScaling
 from stablelightning.callbacks import Calibrate
 from stablelightning.callbacks.fitted import FittedAfterTraining
 from stablelightning.callbacks.kept_weights import fingerprint
-from stablelightning.errors import CheckpointError, DataError, ModelError, StableLightningWarning
+from stablelightning.errors import CheckpointError, DataError, StableLightningWarning
 from stablelightning.functional.row_keys import row_keys
 from tests.callbacks.calibrated import TEST_ROWS, VALIDATION_ROWS, TooSure, rows
 from tests.callbacks.modules import quiet_trainer
@@ -290,9 +290,11 @@ def test_rows_without_a_target_are_told_before_anything_is_lost(tmp_path):
         def val_dataloader(self) -> DataLoader[Any]:
             return DataLoader(rows(40, 1).tensors[0], batch_size=8)
 
-    with pytest.raises(DataError, match="needs validation rows with a target"):
+    says = "Calibrate could not be fitted.*needs validation rows with a target"
+    with pytest.warns(StableLightningWarning, match=says):
         fitted(Calibrate(), best(tmp_path), model=NoTarget())
-    assert (tmp_path / "best.ckpt").is_file()
+    state = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    assert "needs validation rows" in state["callbacks"]["Calibrate"]["unfitted"]
 
 
 class _Marked(Dataset[Any]):
@@ -398,8 +400,26 @@ def test_a_task_without_a_calibrator_is_named():
                 torch.utils.data.TensorDataset(x, (x[:, :3] > 0).float()), batch_size=8
             )
 
-    with pytest.raises(ModelError, match="got multilabel"):
+    with pytest.warns(StableLightningWarning, match="could not be fitted.*got multilabel"):
         fitted(Calibrate(), estimate(), model=Labels(), enable_checkpointing=False)
+
+
+def test_an_error_that_is_not_about_the_fit_is_raised_and_nothing_is_kept():
+    class Fails(TooSure):
+        over = False
+
+        def on_train_end(self) -> None:
+            self.over = True
+
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            if self.over:
+                raise KeyError("a file is gone")
+            return batch
+
+    calibrate = Calibrate()
+    with pytest.raises(KeyError, match="a file is gone"):
+        fitted(calibrate, model=Fails(), enable_checkpointing=False)
+    assert calibrate.state_dict() == {}
 
 
 def test_dense_predictions_are_refused_in_words():
@@ -413,5 +433,6 @@ def test_dense_predictions_are_refused_in_words():
         def inputs_and_target(self, batch: Any) -> Any:
             return batch[0], batch[1].unsqueeze(1).expand(-1, 4)
 
-    with pytest.raises(DataError, match="needs one prediction per row, got dense ones"):
+    says = "could not be fitted.*needs one prediction per row, got dense ones"
+    with pytest.warns(StableLightningWarning, match=says):
         fitted(Calibrate(), model=Dense(), enable_checkpointing=False)
