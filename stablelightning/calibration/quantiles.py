@@ -57,6 +57,12 @@ class QuantileRecalibration(Calibrator):
                 f"{tuple(prediction.mean.shape)}; fit one for each, or use VarianceScaling."
             )
         levels, quantiles = error_quantiles(errors.reshape(-1))
+        if not bool(quantiles[-1] > quantiles[0]):
+            raise DataError(
+                "QuantileRecalibration needs errors that differ, got "
+                f"{float(quantiles[0]):.3g} predicted standard deviations in every row; look at "
+                "the targets."
+            )
         self.levels, self.quantiles = levels.cpu(), quantiles.cpu()
 
     def _apply(self, prediction: Prediction) -> Prediction:

@@ -11,6 +11,7 @@ from torch.utils.data import DistributedSampler
 
 from stablelightning.callbacks.scoring import Sums, aligned_target, decision_scores, scores_of
 from stablelightning.errors import DataError, StableLightningWarning
+from stablelightning.functional.recalibrate import level_of_errors
 from stablelightning.functional.uncertainty import gaussian_mixture_log_likelihood
 from stablelightning.model.prediction import Prediction
 from stablelightning.model.summarize import select_output
@@ -269,12 +270,21 @@ def _rows(seen: Observation, index: Tensor, fresh: Tensor) -> dict[str, Tensor]:
     }
 
 
+def _below(prediction: Prediction, target: Tensor | None) -> Tensor | None:
+    """The probability of values below each target, where it is not that of a Gaussian."""
+    if prediction.quantiles is None or target is None:
+        return None
+    errors = (target.double() - prediction.mean.double()) / prediction.std.double()
+    return level_of_errors(errors, *torch.tensor(prediction.quantiles, dtype=torch.float64).T)
+
+
 def _corrected_columns(seen: Observation) -> dict[str, Tensor | None]:
     columns: dict[str, Tensor | None] = {}
     if seen.calibrated is not None:
         columns["calibrated"] = seen.calibrated.mean
         for name in ("total", "aleatoric", "epistemic"):
             columns[f"{name}_calibrated"] = getattr(seen.calibrated, name)
+        columns["below_calibrated"] = _below(seen.calibrated, seen.target)
     for name in ("sets", "lower", "upper", "answered", "reason"):
         columns[name] = getattr(seen.last, name)
     return columns

@@ -27,6 +27,8 @@ Rows = dict[str, Tensor]
 
 _NINE = 9
 _SAMPLES, _CALIBRATED = "mean of the samples", "calibrated"
+_BELOW = "below_calibrated"  #: where recalibrated quantiles are not those of a Gaussian
+_LEAST_LEVEL = 1e-12
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,9 @@ def interval_calibration(seen: Seen) -> "Figure | None":
     means, stds = {_SAMPLES: rows["mean"]}, {_SAMPLES: _std(rows["total"])}
     if _CALIBRATED in rows:
         means[_CALIBRATED], stds[_CALIBRATED] = rows[_CALIBRATED], _std(rows["total_calibrated"])
+    if _BELOW in rows:  # the Gaussian that is as far from each target as its quantiles are
+        level = rows[_BELOW].double().clamp(_LEAST_LEVEL, 1 - _LEAST_LEVEL)
+        means[_CALIBRATED] = rows["target"] - torch.special.ndtri(level) * stds[_CALIBRATED]
     return plots.interval_calibration(means, stds, rows["target"])
 
 
@@ -191,12 +196,13 @@ def quantiles(seen: Seen) -> "Figure | None":
     series = {_SAMPLES: (rows["mean"], rows["total"])}
     if _CALIBRATED in rows:
         series[_CALIBRATED] = rows[_CALIBRATED], rows["total_calibrated"]
-    return quantile_calibration(
-        {
-            name: gaussian_probability_below(mean, total.clamp(min=0), rows["target"])
-            for name, (mean, total) in series.items()
-        }
-    )
+    below = {
+        name: gaussian_probability_below(mean, total.clamp(min=0), rows["target"])
+        for name, (mean, total) in series.items()
+    }
+    if _BELOW in rows:
+        below[_CALIBRATED] = rows[_BELOW]
+    return quantile_calibration(below)
 
 
 def out_of_distribution(seen: Seen) -> "Figure | None":

@@ -131,6 +131,32 @@ def quantile_of_errors(level: Tensor, levels: Tensor, quantiles: Tensor) -> Tens
     return inside + beyond
 
 
+def level_of_errors(errors: Tensor, levels: Tensor, quantiles: Tensor) -> Tensor:
+    """The level at which each error is the quantile: the way back from :func:`quantile_of_errors`.
+
+    Over many rows it is uniform on [0, 1] if the quantiles are right.
+
+    Args:
+        errors: any shape, in predicted standard deviations.
+        levels: of :func:`error_quantiles`.
+        quantiles: at these; not all of them equal.
+
+    Returns:
+        The shape of ``errors``, in [0, 1], in double.
+
+    Example:
+        >>> levels, quantiles = torch.tensor([0.25, 0.75]), torch.tensor([-1.0, 1.0])
+        >>> level_of_errors(torch.tensor([-1.0, 0.0]), levels, quantiles)
+        tensor([0.2500, 0.5000], dtype=torch.float64)
+    """
+    errors, quantiles = errors.double(), quantiles.double().to(errors.device)
+    knots = torch.special.ndtri(levels.double().to(errors.device))
+    edges = errors.clamp(quantiles[0], quantiles[-1])
+    score = interpolated(edges, quantiles, knots) + (errors - edges) / _width(knots, quantiles)
+    level: Tensor = torch.special.ndtr(score)
+    return level
+
+
 def error_moments(levels: Tensor, quantiles: Tensor) -> tuple[float, float]:
     """Mean and variance of the errors that the quantiles describe, tails included.
 

@@ -1,5 +1,6 @@
 """What a regression predicts for each row, in the forms in which the metrics take it."""
 
+import torch
 from torch import Tensor
 
 from stablelightning.errors import DataError
@@ -8,6 +9,7 @@ from stablelightning.functional.intervals import (
     gaussian_probability_below,
     mixture_probability_below,
 )
+from stablelightning.functional.recalibrate import level_of_errors, standardized_errors
 from stablelightning.model.prediction import Prediction
 from stablelightning.nn.heads import Gaussian
 
@@ -60,7 +62,8 @@ def probability_below(distribution: Distribution, target: Tensor) -> Tensor:
     """The probability that each row's distribution gives to values below its target.
 
     Of the mixture where there are samples (kept with a Prediction, or a pair with one axis more
-    than the target), of a normal distribution otherwise.
+    than the target), by the quantiles where a Prediction has those of a recalibration, of a normal
+    distribution otherwise.
 
     Raises:
         DataError: shapes do not fit, or there is no variance.
@@ -69,6 +72,9 @@ def probability_below(distribution: Distribution, target: Tensor) -> Tensor:
         distribution = mixture_of(distribution)
     mean, variance = moments_of(distribution)
     target = target.to(mean.device)
+    if isinstance(distribution, Prediction) and distribution.quantiles is not None:
+        errors = standardized_errors(mean, variance, target)
+        return level_of_errors(errors, *torch.tensor(distribution.quantiles, dtype=torch.float64).T)
     if mean.ndim == target.ndim + 1:
         return mixture_probability_below(mean, variance, target)
     return gaussian_probability_below(mean, variance, target)

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from stablelightning.calibration import QuantileRecalibration
 from stablelightning.errors import DataError, ModelError
+from stablelightning.metrics import QuantileCalibrationError
 from stablelightning.model.plain_prediction import plain_prediction
 from stablelightning.nn.heads import Gaussian
 
@@ -37,6 +40,22 @@ def test_mean_and_variance_are_those_of_the_recalibrated_distribution():
     torch.testing.assert_close(corrected.mean, known.mean + 2 * std, atol=0.1, rtol=0)
     torch.testing.assert_close(corrected.total, 4 * known.total, atol=0, rtol=0.1)
     assert corrected.samples is None
+
+
+def test_the_quantiles_and_not_a_gaussian_are_judged():
+    known, target = lopsided(4000, seed=0)
+    new, new_target = lopsided(4000, seed=1)
+    corrected = QuantileRecalibration().fit(known, target)(new)
+    error = QuantileCalibrationError()
+    assert error(corrected, new_target) < 0.02
+    gaussian = replace(corrected, quantiles=None)
+    assert error(gaussian, new_target) > 0.05
+
+
+def test_errors_that_are_all_equal_are_refused():
+    rows = plain_prediction(Gaussian(torch.zeros(30), torch.ones(30)), task="regression")
+    with pytest.raises(DataError, match="needs errors that differ, got 2 predicted standard"):
+        QuantileRecalibration().fit(rows, torch.full((30,), 2.0))
 
 
 def test_several_outputs_are_refused():

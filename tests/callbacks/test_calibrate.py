@@ -71,6 +71,7 @@ def test_a_regression_gets_wider_intervals(method):
     assert logged["uncertainty/nll_calibrated"] < logged["uncertainty/nll_mc"]
     assert logged["uncertainty/coverage_90_calibrated"] > logged["uncertainty/coverage_90_mc"]
     assert rows["calibrated"].shape == rows["target"].shape == (TEST_ROWS,)
+    assert ("below_calibrated" in rows) == isinstance(method, QuantileRecalibration)
 
 
 class _Scaled(L.LightningDataModule):

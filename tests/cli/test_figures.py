@@ -146,3 +146,12 @@ def test_nothing_decided_is_no_section():
     assert decisions(trainer_of(classification_rows(), None), None) is None
     assert decided_on(trainer_of({}, None)) is None
     assert decisions(trainer_of(classification_rows(), Thresholds(1.0)), None) is None
+
+
+def test_recalibrated_quantiles_are_drawn_and_not_a_gaussian_of_their_variance():
+    rows = calibrated(regression_rows())
+    even = (torch.arange(len(rows["target"])) + 0.5) / len(rows["target"])
+    made = drawn(Seen({**rows, "below_calibrated": even}))
+    legend = made["quantile_calibration"].axes[0].get_legend().get_texts()
+    assert any(text.get_text().startswith("calibrated, error 0.00") for text in legend)
+    assert "interval_calibration" in made

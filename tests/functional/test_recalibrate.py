@@ -9,6 +9,7 @@ from stablelightning.functional.recalibrate import (
     error_moments,
     error_quantiles,
     interpolated,
+    level_of_errors,
     quantile_of_errors,
     standardized_errors,
     variance_factor,
@@ -70,6 +71,15 @@ def test_quantiles_grow_with_the_level_far_beyond_the_rows(seed, rows):
     assert (found.diff() >= -1e-12).all()
     assert found[0] < errors.min()
     assert found[-1] > errors.max()
+
+
+@given(st.integers(0, 50), st.sampled_from([2, 20, 700]))
+def test_the_level_of_an_error_is_the_way_back_from_its_quantile(seed, rows):
+    errors = torch.randn(rows, generator=torch.Generator().manual_seed(seed)).double().exp()
+    levels, quantiles = error_quantiles(errors)
+    wanted = torch.linspace(0.001, 0.999, 99, dtype=torch.float64)
+    there = quantile_of_errors(wanted, levels, quantiles)
+    torch.testing.assert_close(level_of_errors(there, levels, quantiles), wanted)
 
 
 def test_gaussian_errors_have_the_moments_and_the_interval_of_a_gaussian():
