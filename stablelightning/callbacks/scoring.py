@@ -151,8 +151,8 @@ def decision_scores(
     if prediction.sets is not None:
         scores["set_size"] = prediction.sets.sum(1)
         if target is not None:
-            known = target.long().clamp(0, prediction.sets.shape[1] - 1)
-            scores["coverage"] = prediction.sets.gather(1, known.unsqueeze(1)).squeeze(1)
+            index = target.long().clamp(0, prediction.sets.shape[1] - 1)
+            scores["coverage"] = prediction.sets.gather(1, index.unsqueeze(1)).squeeze(1)
     elif prediction.lower is not None and prediction.upper is not None:
         scores["width"] = prediction.upper - prediction.lower
         if target is not None:
@@ -160,6 +160,9 @@ def decision_scores(
     if scores and prediction.level is not None:
         scores["level"] = torch.full((len(fresh),), prediction.level, dtype=torch.float64)
     counted = {name: each[fresh.to(each.device)] for name, each in scores.items()}
+    if prediction.sets is not None and target is not None:
+        known = fresh.to(target.device) & _has_class(prediction, target)
+        counted["coverage"] = scores["coverage"][known]
     if prediction.answered is not None:
         counted |= _answered_scores(prediction, prediction.answered, target, fresh)
     return counted
@@ -169,11 +172,18 @@ def _answered_scores(
     prediction: Prediction, answered: Tensor, target: Tensor | None, fresh: Tensor
 ) -> dict[str, Tensor]:
     scores = {"answered": answered[fresh]}
-    if target is not None and prediction.task != "multilabel":
-        name = "accuracy" if prediction.task == "classification" else "rmse"
-        each = scores_of(prediction.task, prediction.mean, target)[name]
-        scores[f"{name}_answered"] = each[fresh & answered.to(fresh.device)]
+    counts = fresh & answered.to(fresh.device)
+    if target is not None and prediction.task == "classification":
+        counts = counts & _has_class(prediction, target)
+        scores["accuracy_answered"] = (prediction.mean.argmax(1) == target)[counts]
+    elif target is not None and prediction.task == "regression":
+        scores["rmse_answered"] = (prediction.mean - target).square()[counts]
     return scores
+
+
+def _has_class(prediction: Prediction, target: Tensor) -> Tensor:
+    """The rows whose class is known: others are marked by a number that is no class."""
+    return (target >= 0) & (target < prediction.mean.shape[1])
 
 
 @dataclass

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import lightning as L
 import pytest
 import torch
@@ -8,10 +10,12 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from stablelightning.callbacks.scoring import (
     Sums,
     aligned_target,
+    decision_scores,
     scores_of,
     task_and_class_dim,
 )
 from stablelightning.errors import DataError
+from stablelightning.model.plain_prediction import plain_prediction
 from stablelightning.nn.heads import Gaussian
 
 MODULE = L.LightningModule()
@@ -119,3 +123,14 @@ def test_values_of_single_precision_are_summed_without_loss():
     sums = Sums()
     sums.add({"nll": torch.full((2_000_000,), 0.1)})
     assert sums.means()["nll"] == pytest.approx(float(torch.tensor(0.1)), abs=1e-12)
+
+
+def test_rows_of_no_class_have_a_set_and_an_answer_and_are_not_scored():
+    held = torch.tensor([[0.75, 0.25], [0.25, 0.75], [0.5, 0.5]])
+    prediction = replace(
+        plain_prediction(held), sets=held > 0.3, level=0.9, answered=torch.tensor([True] * 3)
+    )
+    target, fresh = torch.tensor([0, 0, -100]), torch.ones(3, dtype=torch.bool)
+    scores = decision_scores(prediction, target, fresh)
+    assert scores["coverage"].tolist() == scores["accuracy_answered"].tolist() == [True, False]
+    assert len(scores["set_size"]) == len(scores["answered"]) == 3
