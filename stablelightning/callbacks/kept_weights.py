@@ -101,10 +101,10 @@ def keep_in_checkpoints(
     Returns:
         The files that were rewritten.
     """
-    written = []
+    written, own = [], _tensors(weights)
     for path in _files(trainer):
         checkpoint = _read(path)
-        if not _same_weights(_tensors(checkpoint.get("state_dict", {})), weights):
+        if not _same_weights(_tensors(checkpoint.get("state_dict", {})), own):
             continue
         checkpoint["callbacks"] = {**checkpoint.get("callbacks", {}), **states}
         with written_whole(path) as temporary:

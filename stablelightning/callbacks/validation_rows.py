@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
@@ -126,7 +126,9 @@ def _labelled(seen: Observation, inputs: Any, fresh: Tensor) -> LabelledPredicti
     target = seen.target.to(prediction.mean.device)
     target = aligned_target(prediction.task, prediction.mean, target, seen.class_dim)
     keys = keys_of(inputs, rows=seen.rows)
-    whole = LabelledPredictions(prediction.to("cpu"), target.cpu(), keys)
+    # Without the samples, which would be many times as large as all the rest of the rows.
+    alone = replace(prediction, samples=None).to("cpu")
+    whole = LabelledPredictions(alone, target.cpu(), keys)
     return whole.rows(fresh)
 
 
