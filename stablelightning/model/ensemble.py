@@ -229,7 +229,7 @@ class LoadedMembers(Members):
         held = self._model.state_dict(keep_vars=True)
         own = {name: tensor.data for name, tensor in held.items()}
         for name, tensor in held.items():
-            state[name] = state[name].to(tensor.device)
+            state[name] = state[name].to(tensor)  # the device, and the dtype of the precision
             tensor.data = state[name]
         self.chosen = number
         try:

@@ -44,7 +44,7 @@ def combine_predictions(predictions: Sequence[Prediction], *, class_dim: int = 1
     ``variation_ratio`` counts members, one vote each, and ``standard_error`` is that of a mean over
     members, which the number of samples does not make smaller. What was calibrated, decided or
     promised about single members (sets, intervals, answers) does not hold for the mixture, and is
-    left out.
+    left out; so are samples of which some members have more, as they would count for more.
 
     Args:
         predictions: M >= 1 predictions of the same rows, from members of any architecture.
@@ -91,6 +91,7 @@ def combine_predictions(predictions: Sequence[Prediction], *, class_dim: int = 1
     if first.task != "regression":
         epistemic = (total - aleatoric).clamp(min=0)  # rounding can leave -1e-8
     kept = [prediction.samples for prediction in predictions]
+    alike = len({prediction.samples_used for prediction in predictions}) == 1
     return Prediction(
         task=first.task,
         mean=mean,
@@ -101,7 +102,7 @@ def combine_predictions(predictions: Sequence[Prediction], *, class_dim: int = 1
         samples_used=sum(prediction.samples_used for prediction in predictions),
         engine=f"{len(predictions)} members",
         variation_ratio=ratio,
-        samples=None if any(k is None for k in kept) else concatenate_chunks(kept),
+        samples=concatenate_chunks(kept) if alike and all(k is not None for k in kept) else None,
     )
 
 

@@ -156,3 +156,11 @@ def test_checkpoints_that_cannot_be_members(tmp_path):
     for name in ("text.ckpt", "none.ckpt", "empty.ckpt"):
         with pytest.raises(CheckpointError, match=name):
             read_state(tmp_path / name)
+
+
+def test_checkpoints_take_the_precision_of_the_model_that_speaks_for_them():
+    model = nn.Linear(4, 3).to(torch.bfloat16)
+    LoadedMembers(model, [nn.Linear(4, 3).state_dict() for _ in range(2)])
+    prediction = mc_dropout(model, torch.randn(6, 4, dtype=torch.bfloat16))
+    assert prediction.engine == "2 members"
+    assert model.weight.dtype == torch.bfloat16

@@ -102,3 +102,12 @@ def test_what_does_not_belong_together():
         combine_predictions([three, other])
     with pytest.raises(ModelError, match="one task"):
         combine_predictions([three, value])
+
+
+def test_samples_of_which_one_member_has_more_are_left_out():
+    net = MLP(4, hidden=[8], dropout=0.5, variance=True).eval()
+    x = torch.randn(6, 4)
+    few, many = (mc_dropout(net, x, samples=t, keep_samples=True) for t in (3, 9))
+    whole = combine_predictions([few, many])
+    assert whole.samples is None
+    torch.testing.assert_close(whole.mean, (few.mean + many.mean) / 2)
