@@ -222,9 +222,14 @@ def _largest_familiar(epistemic: Tensor, unfamiliar: float) -> float:
 
 
 def _parts(prediction: Prediction) -> tuple[Tensor, Tensor, Tensor]:
-    """Total, aleatoric and epistemic of each row: the mean, where a row holds several."""
+    """Total, aleatoric and epistemic of each row: the mean, where a row holds several.
+
+    Not below 0: the entropy of a mean that rounds to a probability over 1 is -1e-7.
+    """
     parts = [
-        at_least_single(part).flatten(1).mean(1) if part.ndim > 1 else at_least_single(part)
+        (
+            at_least_single(part).flatten(1).mean(1) if part.ndim > 1 else at_least_single(part)
+        ).clamp(min=0)
         for part in (prediction.total, prediction.aleatoric, prediction.epistemic)
     ]
     bad = int(torch.stack(parts).isnan().any(0).sum())
@@ -240,6 +245,14 @@ def _losses(prediction: Prediction, target: Tensor) -> Tensor:
     """What the answer to each row would cost: share of it that is wrong, or its squared error."""
     mean = prediction.mean
     target = target.to(mean.device)
+    wanted = mean[:, 0].shape if prediction.task == "classification" else mean.shape
+    if target.numel() != wanted.numel() or (
+        prediction.task == "classification" and target.shape != wanted
+    ):
+        raise DataError(
+            f"targets must be of shape {tuple(wanted)} for this prediction, got "
+            f"{tuple(target.shape)}; pass the class, label or value of each row."
+        )
     if prediction.task == "classification":
         cost = mean.argmax(1) != target
     elif prediction.task == "multilabel":

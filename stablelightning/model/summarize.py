@@ -131,6 +131,8 @@ class Summary:
         probabilities = self._as_probabilities(
             output, is_probabilities(output, dim), lambda scores: scores.softmax(dim)
         )
+        if output.dtype != probabilities.dtype:  # half precision sums to 1 within a percent only
+            probabilities = probabilities / probabilities.sum(dim, keepdim=True)
         self.centre.update_(probabilities)
         self.spread.update_(entropy(probabilities, dim=dim))
         chosen = probabilities.argmax(dim, keepdim=True)

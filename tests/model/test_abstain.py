@@ -215,3 +215,11 @@ def test_nothing_to_choose_from_is_refused():
     known, _ = classified()
     with pytest.raises(RecipeError, match="got neither"):
         known.abstain(coverage=0.5)
+
+
+def test_an_entropy_that_rounds_below_zero_is_no_uncertainty_below_zero():
+    prediction, target = classified(rows=40)
+    sure = replace(prediction, total=torch.full((40,), -1e-7), epistemic=torch.zeros(40))
+    thresholds = choose_thresholds(sure, target, coverage=0.5)
+    assert thresholds.total == 0
+    assert bool(decide(sure, thresholds).answered.all())

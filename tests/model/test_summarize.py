@@ -109,3 +109,11 @@ def test_one_kind_of_scores_throughout_a_stream() -> None:
     logits: Tensor = torch.tensor([[[-3.0, 2.0]], [[0.2, 0.4]]])
     found = summarised("multilabel", logits, [1, 1])
     torch.testing.assert_close(found.mean, logits.sigmoid().mean(0))
+
+
+def test_probabilities_of_half_precision_sum_to_one_again():
+    summary = Summary("classification")
+    summary.update_(torch.randn(4, 50, 30).softmax(2).bfloat16())
+    mean = summary.prediction(engine="loop").mean
+    assert mean.dtype == torch.float32
+    torch.testing.assert_close(mean.sum(1), torch.ones(50))
