@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from stablelightning.errors import DataError
+from stablelightning.errors import DataError, ModelError
 from stablelightning.functional.uncertainty import as_probabilities, entropy
 from stablelightning.model.prediction import Prediction
 from stablelightning.model.summarize import select_output
@@ -35,6 +35,11 @@ def check_classes(prediction: Prediction, target: Tensor, *, who: str) -> Tensor
             f"{tuple(mean.shape)} and {tuple(target.shape)}; flatten pixels or tokens first."
         )
     check_probabilities(mean, who=who)
+    if target.is_floating_point() and bool((target != target.round()).any()):
+        raise DataError(
+            f"targets of {who} must be class indices, got numbers in between; pass the number of "
+            "each row's class."
+        )
     target = target.long()
     least, most = int(target.min()), int(target.max())
     if least < 0 or most >= mean.shape[1]:
@@ -62,13 +67,43 @@ def check_probabilities(mean: Tensor, *, who: str, dim: int = 1) -> None:
             f"{who} needs probabilities, got values from {least:.3g} to {float(mean.max()):.3g}, "
             "which look like logits; apply softmax first."
         )
-    off = (mean.float().sum(dim) - 1).abs()
+    sums = mean.float().sum(dim).reshape(len(mean), -1)
+    off = (sums - 1).abs()
     if float(off.max()) > _SUM_TOLERANCE:
-        row = int(off.reshape(len(off), -1).amax(1).argmax())
+        row = int(off.amax(1).argmax())
         raise DataError(
             f"{who} needs probabilities that sum to one, got a sum of "
-            f"{float(mean[row].float().sum()):.4g} in row {row}; apply softmax first."
+            f"{float(sums[row, off[row].argmax()]):.4g} in row {row}; apply softmax first."
         )
+
+
+def check_applied(prediction: Prediction, *, who: str, classes: int | None = None) -> int:
+    """Refuse to correct what is no distribution over the classes of the fit.
+
+    Rows that are NaN pass: they are corrected to NaN, and spoil no others.
+
+    Args:
+        prediction: of a classification.
+        who: the calibrator, for the message.
+        classes: how many there were when it was fitted; ``None`` takes any number.
+
+    Returns:
+        Where its classes are, see :func:`class_dim`.
+
+    Raises:
+        DataError: logits, or what does not sum to one.
+        ModelError: another number of classes.
+    """
+    dim = class_dim(prediction)
+    found = prediction.mean.shape[dim]
+    if classes is not None and found != classes:
+        raise ModelError(
+            f"{who} was fitted to {classes} classes, got a prediction of {found}; fit it to "
+            "predictions of this model."
+        )
+    if len(prediction.mean):
+        check_probabilities(prediction.mean, who=who, dim=dim)
+    return dim
 
 
 def with_mean(prediction: Prediction, mean: Tensor, samples: Tensor | None = None) -> Prediction:

@@ -7,12 +7,11 @@ from torch import Tensor
 
 from stablelightning.calibration.base import Calibrator
 from stablelightning.calibration.classes import (
+    check_applied,
     check_classes,
-    class_dim,
     sample_probabilities,
     with_mean,
 )
-from stablelightning.errors import ModelError
 from stablelightning.functional.recalibrate import interpolated
 from stablelightning.functional.scores import at_least_single
 from stablelightning.model.prediction import Prediction
@@ -65,12 +64,8 @@ class IsotonicCalibration(Calibrator):
             self.curves.append((x, y))
 
     def _apply(self, prediction: Prediction) -> Prediction:
-        dim = class_dim(prediction)
-        if prediction.mean.shape[dim] != len(self.curves):
-            raise ModelError(
-                f"IsotonicCalibration was fitted to {len(self.curves)} classes, got a prediction "
-                f"of {prediction.mean.shape[dim]}; fit it to predictions of this model."
-            )
+        who = type(self).__name__
+        dim = check_applied(prediction, who=who, classes=len(self.curves))
         samples = sample_probabilities(prediction)
         if samples is not None:
             samples = self._curved(samples, dim + 1)

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from stablelightning.calibration.base import Calibrator
 from stablelightning.calibration.classes import (
+    check_applied,
     check_classes,
-    class_dim,
     sample_probabilities,
     with_mean,
 )
@@ -51,7 +51,7 @@ class TemperatureScaling(Calibrator):
         self.temperature = fit_temperature(prediction.mean, target)
 
     def _apply(self, prediction: Prediction) -> Prediction:
-        dim = class_dim(prediction)
+        dim = check_applied(prediction, who=type(self).__name__)
         mean = temper(prediction.mean, self.temperature, dim=dim)
         samples = sample_probabilities(prediction)
         if samples is not None:

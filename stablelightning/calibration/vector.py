@@ -7,8 +7,8 @@ from torch import Tensor
 
 from stablelightning.calibration.base import Calibrator
 from stablelightning.calibration.classes import (
+    check_applied,
     check_classes,
-    class_dim,
     sample_probabilities,
     with_mean,
 )
@@ -51,7 +51,8 @@ class VectorScaling(Calibrator):
         self.weight, self.bias = weight.cpu(), bias.cpu()
 
     def _apply(self, prediction: Prediction) -> Prediction:
-        dim = class_dim(prediction)
+        who = type(self).__name__
+        dim = check_applied(prediction, who=who, classes=len(self.weight))
         mean = scale_scores(prediction.mean, self.weight, self.bias, dim=dim)
         samples = sample_probabilities(prediction)
         if samples is not None:

@@ -290,6 +290,11 @@ class Sharpness(MeanScore):
 
 def _ends(interval: Interval) -> tuple[Tensor, Tensor]:
     if not isinstance(interval, Prediction):
+        if isinstance(interval, Tensor) or len(interval) != 2:
+            raise DataError(
+                "intervals must be a Prediction or a pair (lower, upper), got "
+                f"{type(interval).__name__}; pass the two ends of each row."
+            )
         lower, upper = interval
         return lower, upper
     if interval.lower is None or interval.upper is None:

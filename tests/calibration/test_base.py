@@ -186,3 +186,39 @@ def test_a_regression_without_a_variance_is_told_what_it_lacks():
     prediction = plain_prediction(torch.zeros(ROWS), task="regression")
     with pytest.raises(DataError, match="give the model a variance head, or sample it"):
         QuantileRecalibration().fit(prediction, torch.ones(ROWS))
+
+
+@of_classes
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [(lambda mean: mean / 2, "sum to one"), (lambda mean: 9 * mean - 4, "look like logits")],
+)
+def test_what_is_no_distribution_is_not_corrected_either(kind, spoil, says):
+    prediction, target = rows(kind)
+    fitted = kind().fit(prediction, target)
+    with pytest.raises(DataError, match=says):
+        fitted(replace(prediction, mean=spoil(prediction.mean)))
+
+
+@of_classes
+def test_a_row_that_is_nan_spoils_no_other(kind):
+    prediction, target = rows(kind)
+    fitted = kind().fit(prediction, target)
+    mean = prediction.mean.clone()
+    mean[3] = float("nan")
+    corrected = fitted(replace(prediction, mean=mean)).mean
+    assert corrected.isfinite().all(1).tolist() == [row != 3 for row in range(ROWS)]
+
+
+@of_classes
+def test_targets_between_two_classes_are_refused(kind):
+    prediction, target = rows(kind)
+    with pytest.raises(DataError, match="must be class indices, got numbers in between"):
+        kind().fit(prediction, target + 0.5)
+
+
+@pytest.mark.parametrize("kind", [VectorScaling, IsotonicCalibration])
+def test_another_number_of_classes_is_refused(kind):
+    fitted = kind().fit(*rows(kind))
+    with pytest.raises(ModelError, match="was fitted to 3 classes, got a prediction of 4"):
+        fitted(plain_prediction(torch.randn(5, 4)))

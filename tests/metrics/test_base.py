@@ -177,3 +177,8 @@ def test_deterministic_algorithms_are_enough() -> None:
             metric.compute()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_an_interval_without_its_two_ends_is_refused():
+    with pytest.raises(DataError, match=r"must be a Prediction or a pair \(lower, upper\)"):
+        metrics.IntervalCoverage().update(torch.zeros(5), torch.zeros(5))

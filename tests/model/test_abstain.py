@@ -223,3 +223,10 @@ def test_an_entropy_that_rounds_below_zero_is_no_uncertainty_below_zero():
     thresholds = choose_thresholds(sure, target, coverage=0.5)
     assert thresholds.total == 0
     assert bool(decide(sure, thresholds).answered.all())
+
+
+@pytest.mark.parametrize("spoil", [lambda target: target[:, None], lambda target: target[None]])
+def test_targets_that_would_spread_over_other_rows_are_refused(spoil):
+    prediction, target = classified()
+    with pytest.raises(DataError, match="target"):
+        choose_thresholds(prediction, spoil(target), coverage=0.8)
