@@ -13,10 +13,19 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from stablelightning.errors import EngineError, ModelError, RecipeError
-from stablelightning.model.batched import SampleAxis
 from stablelightning.model.collect import stack_outputs
+from stablelightning.model.member_axis import (
+    MemberAxis,
+    can_go_around,
+    level_of,
+    outside,
+    reads_stacks,
+    stack_at,
+)
 from stablelightning.model.members import Members
+from stablelightning.model.side_by_side import layers_of, run_side_by_side
 from stablelightning.model.stacking import (
+    Swap,
     check_alike,
     like,
     named_tensors,
@@ -104,9 +113,29 @@ class StackedNetworks(nn.Module, Members):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The outputs of all members for the same inputs, ``(M, ...)``; of one where it is one."""
+        if self._now.level is not None or not self.is_member:
+            output = self._side_by_side(args, kwargs)
+            if output is not None:
+                return output
         if self.is_member:
             return self.networks(*args, **kwargs)
         return self.map(partial(self.networks, *args, **kwargs))
+
+    def _side_by_side(self, args: Any, kwargs: Any) -> Tensor | None:
+        """The pass of a plain chain without vmap's help; ``None`` where it is none, or not now."""
+        if kwargs or len(args) != 1 or self.engine == "loop" or self.refusal:
+            return None
+        level = self._now.level
+        rows = args[0]
+        if not can_go_around(rows, level):
+            return None
+        layers = layers_of(self.networks)
+        if layers is None or not reads_stacks(layers, level):
+            return None
+        if level is None:
+            return run_side_by_side(layers, rows, self.members, read=lambda stack: stack)
+        read = partial(stack_at, level=level)
+        return outside(lambda: run_side_by_side(layers, rows, self.members, read=read), level)
 
     def each(self, *args: Any, **kwargs: Any) -> Any:
         """The outputs ``(M, ...)`` for inputs of their own: tensors ``(M, ...)``, one each."""
@@ -143,39 +172,34 @@ class StackedNetworks(nn.Module, Members):
             raise ModelError(
                 "a member has no members of its own; call map outside of as_member and of map."
             )
-        state = {
-            **named_tensors(self.networks, "parameters"),
-            **named_tensors(self.networks, "buffers"),
-        }
         with self._within():
             if self.engine == "loop" or self.refusal:
-                return self._looped(function, own, state)
+                return self._looped(function, own)
             key = (self.training, torch.is_grad_enabled())
             if key in self._proven:
-                return self._vmapped(function, own, state)
-            return self._tried(function, own, state, key)
+                return self._vmapped(function, own)
+            return self._tried(function, own, key)
 
     def _tried(
         self,
         function: Callable[..., Any],
         own: tuple[Any, ...],
-        state: dict[str, Tensor],
         key: tuple[bool, bool],
     ) -> Any:
         """A first pass by vmap; where it fails, nothing of it stays."""
-        buffers = {name: b.clone() for name, b in named_tensors(self.networks, "buffers").items()}
+        kept = [(buffer, buffer.clone()) for buffer in self.networks.buffers()]
         try:
-            outputs = self._vmapped(function, own, state)
+            outputs = self._vmapped(function, own)
         except Exception as error:  # vmap's own, or of code that reads values or shapes
-            for name, kept in buffers.items():
-                state[name].copy_(kept)
+            for buffer, values in kept:
+                buffer.copy_(values)
             reason = reason_of(error)
             if self.engine == "vmap":
                 raise EngineError(
                     f"vmap must be able to run {type(self.networks).__name__}, and cannot "
                     f"({reason}); use engine='auto', which goes from member to member instead."
                 ) from error
-            outputs = self._looped(function, own, state)  # an error of the user's comes again
+            outputs = self._looped(function, own)  # an error of the user's comes again
             self.refusal = reason
             return outputs
         self._proven.add(key)
@@ -193,34 +217,33 @@ class StackedNetworks(nn.Module, Members):
             torch.backends.mha.set_fastpath_enabled(fast_path)
             self._now.is_member = False
 
-    def _vmapped(
-        self, function: Callable[..., Any], own: tuple[Any, ...], state: dict[str, Tensor]
-    ) -> Any:
-        device = next(iter(state.values())).device if state else torch.device("cpu")
+    def _vmapped(self, function: Callable[..., Any], own: tuple[Any, ...]) -> Any:
+        swap = Swap(self.networks)
+        device = swap.stacks[0].device if swap.stacks else torch.device("cpu")
         if torch.is_autocast_enabled(device.type):
             raise ModelError("autocast does not reach inside vmap")
-        caller = _Caller(self.networks)
         leaves, own_spec = tree_flatten(own)
         mapped = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         spec: Any = None
         others: list[Any] = []
 
-        def one(zero: Tensor, state: dict[str, Tensor], mapped: list[Tensor]) -> list[Tensor]:
+        def one(zero: Tensor, *given: Tensor) -> list[Tensor]:
             nonlocal spec, others
-            slices = iter(mapped)
+            slices = iter(given[len(swap.stacks) :])
             mine = [next(slices) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            given = dict(state)
-            with SampleAxis(zero, out_of_place=False):
-                call = (function, *tree_unflatten(mine, own_spec))
-                output = functional_call(caller, given, call, tie_weights=False)
-            if any(given[name] is not tensor for name, tensor in state.items()):
-                raise ModelError("a buffer is replaced instead of being written into")
+            self._now.level = level_of(zero)
+            with swap(given), MemberAxis(zero):
+                output = function(*tree_unflatten(mine, own_spec))
             flat, spec = tree_flatten(output)
             others = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in flat]
             return [leaf for leaf in flat if isinstance(leaf, Tensor)]
 
         marker = torch.zeros(self.members, device=device)
-        tensors = iter(torch.vmap(one, randomness="different")(marker, state, mapped))
+        try:
+            results = torch.vmap(one, randomness="different")(marker, *swap.stacks, *mapped)
+        finally:
+            self._now.level = None
+        tensors = iter(results)
         flat = [next(tensors) if other is _TENSOR else self._spread(other) for other in others]
         return tree_unflatten(flat, spec)
 
@@ -229,9 +252,11 @@ class StackedNetworks(nn.Module, Members):
             return torch.tensor([leaf] * self.members)
         return leaf
 
-    def _looped(
-        self, function: Callable[..., Any], own: tuple[Any, ...], state: dict[str, Tensor]
-    ) -> Any:
+    def _looped(self, function: Callable[..., Any], own: tuple[Any, ...]) -> Any:
+        state = {
+            **named_tensors(self.networks, "parameters"),
+            **named_tensors(self.networks, "buffers"),
+        }
         caller = _Caller(self.networks)
         # One node of the graph takes all members apart: a slice each would fill M whole gradients.
         parts = {name: tensor.unbind() for name, tensor in state.items()}
@@ -332,6 +357,7 @@ class _Now:
 
     chosen: int | None = None
     is_member: bool = False
+    level: int | None = None  #: of the vmap whose axis the members are
 
 
 class _Caller(nn.Module):

@@ -1,6 +1,8 @@
 """Putting the weights of several networks into the places of one."""
 
 import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -77,6 +79,48 @@ def like(tensor: Tensor, values: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(values, tensor.requires_grad)
     return values
+
+
+class Swap:
+    """Puts other tensors in the places of a network's parameters and buffers for a while.
+
+    What ``torch.func.functional_call`` does, for every place at once: a small network's step has no
+    time for names.
+
+    Attributes:
+        stacks: the tensors that are there, tied ones once.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._places: list[tuple[dict[str, Any], str, Tensor, int]] = []
+        numbers: dict[int, int] = {}
+        self.stacks: list[Tensor] = []
+        for module in network.modules():
+            for held in (module._parameters, module._buffers):
+                for name, tensor in held.items():
+                    if tensor is None:
+                        continue
+                    number = numbers.setdefault(id(tensor), len(self.stacks))
+                    if number == len(self.stacks):
+                        self.stacks.append(tensor)
+                    self._places.append((held, name, tensor, number))
+
+    @contextmanager
+    def __call__(self, tensors: Sequence[Tensor]) -> Iterator[None]:
+        """Inside, these are in the places of ``stacks``.
+
+        Raises:
+            ModelError: another tensor was put into one of the places.
+        """
+        for held, name, _, number in self._places:
+            held[name] = tensors[number]
+        try:
+            yield
+            if any(held.get(name) is not tensors[n] for held, name, _, n in self._places):
+                raise ModelError("a buffer is replaced instead of being written into")
+        finally:
+            for held, name, tensor, _ in self._places:
+                held[name] = tensor
 
 
 def _nothing() -> None:
