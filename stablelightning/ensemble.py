@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from stablelightning.callbacks.batches import inputs_and_target
-from stablelightning.errors import ModelError
+from stablelightning.errors import ModelError, RecipeError
 from stablelightning.functional.mixture import (
     mixture_label_logits,
     mixture_logits,
@@ -26,6 +26,16 @@ from stablelightning.module import StableModule
 from stablelightning.nn.heads import Gaussian
 
 __all__ = ["StableEnsemble"]
+
+
+#: What takes a parameter for the matrix of one network, by the names of classes, and what it does.
+_ONE_NETWORK = {
+    "ClipGradientAdaptive": "which would take members for units",
+    "NormalizeGradients": "which would measure all members together",
+    "LimitWeightNorm": "which would take members for units",
+    "Muon": "which would take members for the rows of a matrix",
+    "LBFGS": "whose one line search would serve all members",
+}
 
 
 class StableEnsemble(StableModule, Members):
@@ -150,6 +160,22 @@ class StableEnsemble(StableModule, Members):
                 "an ensemble needs a task to train its members for, got none; set task "
                 f"(--model.task on the line) to one of {', '.join(TASKS)}."
             )
+
+    def on_train_start(self) -> None:
+        """Refuse what takes a parameter for the matrix of one network, before the first step.
+
+        Raises:
+            RecipeError: an optimizer or a callback would mix members, or take them for units.
+        """
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        for part in (*callbacks, *self.trainer.optimizers):
+            for kind in type(part).__mro__:
+                if kind.__name__ in _ONE_NETWORK:
+                    raise RecipeError(
+                        f"an ensemble needs what treats its members alike, got {kind.__name__}, "
+                        f"{_ONE_NETWORK[kind.__name__]}; leave it out, or train the networks one "
+                        "by one and predict from their checkpoints."
+                    )
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """Return the sum of the members' losses, and log their mean as ``train/loss``."""

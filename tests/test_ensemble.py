@@ -11,11 +11,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from stablelightning import mc_dropout
 from stablelightning.callbacks import (
+    ClipGradientAdaptive,
     ClipGradientNorm,
     EstimateUncertainty,
     GuardTraining,
     InitializeWeights,
+    LimitWeightNorm,
     MonitorSignals,
+    NormalizeGradients,
 )
 from stablelightning.ensemble import StableEnsemble
 from stablelightning.errors import ModelError, RecipeError
@@ -212,6 +215,22 @@ def test_a_run_resumes_to_the_same_weights_and_a_checkpoint_is_loaded(tmp_path):
 def test_bad_settings(settings, error, said):
     with pytest.raises(error, match=said):
         StableEnsemble(**{"network": PLAIN, "task": "classification", **settings})
+
+
+@pytest.mark.parametrize("part", [ClipGradientAdaptive, NormalizeGradients, LimitWeightNorm])
+def test_a_callback_that_would_take_members_for_units_is_refused(part):
+    ensemble = StableEnsemble(PLAIN, task="classification", members=2)
+    before = copy.deepcopy(ensemble.state_dict())
+    with pytest.raises(RecipeError, match=part.__name__):
+        trainer(callbacks=[part()]).fit(ensemble, rows())
+    assert all(torch.equal(v, before[k]) for k, v in ensemble.state_dict().items())
+
+
+def test_an_optimizer_with_one_search_for_all_members_is_refused():
+    lbfgs = partial(torch.optim.LBFGS, lr=0.1)
+    ensemble = StableEnsemble(PLAIN, task="classification", members=2, optimizer=lbfgs)
+    with pytest.raises(RecipeError, match="LBFGS"):
+        trainer().fit(ensemble, rows())
 
 
 def test_without_a_task_there_is_nothing_to_train():
