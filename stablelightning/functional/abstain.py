@@ -24,6 +24,9 @@ _SHARES = 20
 #: Halvings of [0, 1]: far below what a risk is ever stated to.
 _HALVINGS = 50
 
+#: Hoeffding's inequality: a sum of n is further off than so many roots of n once in 10^31 times.
+_SPREADS = 6
+
 #: Shares are sums of float32: a hair above the wanted risk is the wanted risk.
 _ROUNDING = 1e-6
 
@@ -201,21 +204,29 @@ def binomial_upper_bound(errors: Tensor, trials: Tensor, *, confidence: float) -
     """
     errors, trials = errors.double(), trials.double()
     low, high = torch.zeros_like(trials), torch.ones_like(trials)
+    most = int(errors.max()) if errors.numel() else 0
+    if confidence > 0.5:
+        # At the rate that was seen, so few errors are more probable than not: the bound is above.
+        # There, errors further from those seen than this add less than 1e-30 of the rest.
+        low = (errors / trials.clamp(min=1)).clamp(max=1)
+        most = min(most, math.ceil(_SPREADS * float(trials.max()) ** 0.5)) if most else 0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        likely = _binomial_distribution(errors, trials, middle) > 1 - confidence
+        likely = _binomial_distribution(errors, trials, middle, most=most) > 1 - confidence
         low, high = torch.where(likely, middle, low), torch.where(likely, high, middle)
     return torch.where(errors >= trials, torch.ones_like(high), high)
 
 
-def _binomial_distribution(errors: Tensor, trials: Tensor, rate: Tensor) -> Tensor:
-    """Probability of at most so many errors."""
-    most = int(errors.max()) if errors.numel() else 0
-    number = torch.arange(most + 1, dtype=torch.float64, device=errors.device)
+def _binomial_distribution(errors: Tensor, trials: Tensor, rate: Tensor, *, most: int) -> Tensor:
+    """Probability of at most so many errors, and of at most ``most`` fewer."""
+    fewer = torch.arange(most + 1, dtype=torch.float64, device=errors.device)
+    number = errors.unsqueeze(-1) - fewer
+    none = number < 0
+    number = number.clamp(min=0)
     n, p = trials.unsqueeze(-1), rate.unsqueeze(-1)
     ways = torch.lgamma(n + 1) - torch.lgamma(number + 1) - torch.lgamma((n - number).clamp(0) + 1)
     terms = ways + torch.xlogy(number, p) + torch.special.xlog1py((n - number).clamp(min=0), -p)
-    beyond = (number > errors.unsqueeze(-1)) | (number > n)
+    beyond = none | (number > n)
     tail: Tensor = terms.masked_fill(beyond, -math.inf).logsumexp(-1)
     return tail.exp()
 

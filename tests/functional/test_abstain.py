@@ -190,3 +190,12 @@ def test_rows_that_cannot_be_used_are_refused(score, loss, says):
 def test_a_promise_needs_right_or_wrong():
     with pytest.raises(DataError, match="losses of 0 and 1"):
         operating_point_with_guarantee(torch.rand(30), torch.rand(30), risk=0.1, confidence=0.9)
+
+
+@pytest.mark.parametrize("confidence", [0.3, 0.6, 0.99])
+def test_the_bound_of_many_trials_is_that_of_scipy(confidence: float) -> None:
+    """Only the errors near those seen are summed, or a million rows would take minutes."""
+    errors, trials = torch.tensor([0, 60, 2500, 4999]), torch.tensor([5000, 5000, 5000, 5000])
+    ours = binomial_upper_bound(errors, trials, confidence=confidence)
+    exact = scipy_stats.beta.ppf(confidence, errors + 1, trials - errors)
+    torch.testing.assert_close(ours, torch.as_tensor(exact), rtol=0, atol=1e-10)
