@@ -52,25 +52,26 @@ _FLATTEN = nn.Flatten()
 
 
 def _leaves(module: nn.Module) -> Iterator[nn.Module]:
-    if type(module) is MLP and not _has_hooks(module):
+    if type(module) is MLP and not has_hooks(module):
         yield _FLATTEN
         yield from _leaves(module.body)
         yield from _leaves(module.head)
-    elif type(module) is nn.Sequential and not _has_hooks(module):
+    elif type(module) is nn.Sequential and not has_hooks(module):
         for child in module:
             yield from _leaves(child)
     else:
         yield module
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something is to be told of a module's passes, or its ``forward`` was replaced."""
     attributes = vars(module)
     return any(attributes[name] for name in _HOOKS) or "forward" in attributes
 
 
 def _is_plain(layer: nn.Module) -> bool:
     kind = type(layer)
-    if kind not in _FORMS or _has_hooks(layer):
+    if kind not in _FORMS or has_hooks(layer):
         return False
     if isinstance(layer, nn.Flatten):
         return (layer.start_dim, layer.end_dim) == (1, -1)

@@ -23,7 +23,7 @@ from stablelightning.model.member_axis import (
     stack_at,
 )
 from stablelightning.model.members import Members
-from stablelightning.model.side_by_side import layers_of, run_side_by_side
+from stablelightning.model.side_by_side import has_hooks, layers_of, run_side_by_side
 from stablelightning.model.stacking import (
     Swap,
     check_alike,
@@ -175,6 +175,8 @@ class StackedNetworks(nn.Module, Members):
         with self._within():
             if self.engine == "loop" or self.refusal:
                 return self._looped(function, own)
+            if self.engine == "auto" and any(map(has_hooks, self.networks.modules())):
+                return self._looped(function, own)  # what hooks keep must not be vmap's
             key = (self.training, torch.is_grad_enabled())
             if key in self._proven:
                 return self._vmapped(function, own)
