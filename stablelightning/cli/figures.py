@@ -153,12 +153,17 @@ def decomposition(seen: Seen) -> "Figure | None":
         return decomposition_scatter(*parts, wrong, thresholds=seen.thresholds)
     if not seen.of_values or target is None or not bool((seen.last("total") > 0).any()):
         return None
-    outside = gaussian_coverage(mean, seen.last("total").clamp(min=0), target) == 0
+    level = 0.9
+    if "lower" in seen.rows and "upper" in seen.rows:  # the intervals that the other picture shows
+        level = level if seen.level is None else seen.level
+        outside = (target < seen.rows["lower"]) | (target > seen.rows["upper"])
+    else:
+        outside = gaussian_coverage(mean, seen.last("total").clamp(min=0), target) == 0
     return decomposition_scatter(
         *parts,
         outside,
         unit="variance",
-        names=("in its 90 % interval", "outside"),
+        names=(f"in its {100 * level:g} % interval", "outside"),
         thresholds=seen.thresholds,
     )
 

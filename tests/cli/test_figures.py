@@ -73,6 +73,14 @@ def test_promised_intervals_replace_those_of_a_normal_distribution():
     assert text(made["intervals"]) == "The 80 % intervals hold 100 % of 30 targets"
 
 
+def test_both_pictures_of_a_regression_mean_the_same_intervals():
+    rows = regression_rows()
+    ends = {"lower": rows["target"] + 1, "upper": rows["target"] + 2}  # which hold no target
+    legend = drawn(Seen({**rows, **ends}, level=0.8))["decomposition"].axes[0].get_legend()
+    said = [entry.get_text() for entry in legend.get_texts()]
+    assert said == ["in its 80 % interval (0)", f"outside ({len(rows['target'])})"]
+
+
 def test_decisions_show_in_the_figures():
     rows = classification_rows()
     rows = decided(rows, answered=rows["total"] < rows["total"].median())
