@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from stablelightning.functional.scores import gaussian_negative_log_likelihood
+from stablelightning.functional.uncertainty import gaussian_mixture_log_likelihood
 from stablelightning.nn.heads import VARIANCE_FLOOR
 from tests.benchmarks.uci import columns, show, tuning
 from tests.benchmarks.uci.__main__ import COLUMNS, main
@@ -141,7 +142,7 @@ def test_precisions_are_the_published_ones_or_follow_the_target(tmp_path, proble
 # ---- the networks -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("activation", ["relu", "silu", "tanh"])
 @pytest.mark.parametrize("heteroscedastic", [True, False])
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 def test_the_gradient_is_that_of_autograd(activation, heteroscedastic, rate):
@@ -153,8 +154,7 @@ def test_the_gradient_is_that_of_autograd(activation, heteroscedastic, rate):
     masks = Masks.drawn((8,), 5, setting)
     stack.backward_(inputs, target, masks)
     stack.flat.requires_grad_()
-    first, last, _ = stack._views(stack.flat)
-    stack.first, stack.last, stack.last_bias = first, last, stack._views(stack.flat)[2]
+    stack.first, stack.last, stack.last_bias = first, last, _ = stack._views(stack.flat)
     outputs = stack.forward(inputs, masks)
     if heteroscedastic:
         variance = F.softplus(outputs[:, 1]) + VARIANCE_FLOOR
@@ -165,6 +165,27 @@ def test_the_gradient_is_that_of_autograd(activation, heteroscedastic, rate):
     loss = loss + 0.01 * (first[:, :-1].square().sum((1, 2)) + last.square().sum((1, 2)))
     (wanted,) = torch.autograd.grad(loss.sum(), stack.flat)
     assert torch.allclose(stack.gradient, wanted, atol=1e-4, rtol=1e-3)
+
+
+def test_masks_together_fit_the_likelihood_of_their_mixture():
+    setting = Candidate("relu", 0.3, together=4)
+    stack = Stack(2, 5, setting)
+    torch.manual_seed(0)
+    stack.flat.normal_(std=0.3)
+    inputs = torch.randn(2, 6, 5).repeat(1, 4, 1)  # six rows, four times
+    target = torch.randn(2, 6).repeat(1, 4)
+    masks = Masks.drawn((24,), 5, setting)
+    stack.backward_(inputs, target, masks)
+    stack.flat.requires_grad_()
+    stack.first, stack.last, stack.last_bias = stack._views(stack.flat)
+    outputs = stack.forward(inputs, masks).view(2, 2, 4, 6)
+    means, variances = outputs[:, 0], F.softplus(outputs[:, 1]) + VARIANCE_FLOOR
+    fit = [
+        gaussian_mixture_log_likelihood(means[n], variances[n], target[n, :6]).mean()
+        for n in range(2)
+    ]
+    (wanted,) = torch.autograd.grad(-sum(fit), stack.flat)
+    assert torch.allclose(stack.gradient, wanted, atol=1e-5, rtol=1e-3)
 
 
 def test_a_network_trains_the_same_alone_and_in_a_stack(problem):

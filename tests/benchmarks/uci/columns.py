@@ -9,21 +9,31 @@ import numpy as np
 
 from tests.benchmarks.uci import tuning
 from tests.benchmarks.uci.data import Problem, precisions_of
-from tests.benchmarks.uci.network import ACTIVATIONS, Candidate
+from tests.benchmarks.uci.network import Candidate
 from tests.benchmarks.uci.scoring import Score
 from tests.benchmarks.uci.training import Course, Job, Track
 from tests.benchmarks.uci.tuning import Choice, Runner
 
 HEADLINE = "heteroscedastic_mc"
 
-#: Rates of dropout on the hidden units: from hardly any, for targets without noise, to a lot.
-_RATES_AND_DECAYS = (
-    *((rate, 1e-3) for rate in (0.005, 0.01, 0.02, 0.05, 0.1)),
-    *((rate, 0.3) for rate in (0.1, 0.2, 0.4)),
+_LITTLE, _STRONG = 1e-3, 0.3
+#: With dropout: from hardly any, for targets without noise, to a lot, with a decay that fits it.
+_WITH_DROPOUT = (
+    *(Candidate("relu", rate, decay=_LITTLE) for rate in (0.005, 0.01, 0.02, 0.05, 0.1)),
+    *(Candidate("relu", rate, decay=_STRONG) for rate in (0.2, 0.4)),
+    Candidate("relu", 0.2, decay=_STRONG, together=8),
+    *(Candidate("silu", rate, decay=_LITTLE) for rate in (0.002, 0.005, 0.02)),
+    *(Candidate("tanh", rate, decay=_LITTLE) for rate in (0.2, 0.4)),
 )
-#: Decay of the weights, in the place of dropout where there is none: as many settings.
-_DECAYS = (0.0, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0)
-_RATE, _WARM = 0.01, 100
+#: Without: the decay of the weights takes its place, in as many settings.
+_WITHOUT_DROPOUT = (
+    *(Candidate("relu", decay=decay) for decay in (0.0, 1e-3, 0.01, 0.1, 0.3, 1.0)),
+    *(Candidate("silu", decay=decay) for decay in (0.0, 1e-3, 0.01, 0.1)),
+    *(Candidate("tanh", decay=decay) for decay in (1e-3, 0.1, 0.3)),
+)
+#: Learning rates: SiLU's small slopes bear larger steps.
+_LEARNING_RATES = {"relu": 0.01, "silu": 0.03, "tanh": 0.01}
+_WARM = 100
 #: Of the training rows, and the least and the most: from 32 below 4,500 rows to 256 above 18,000.
 _BATCH_SHARE, _BATCHES = 0.01, (32, 256)
 #: Copies of each network in the ensemble.
@@ -45,17 +55,26 @@ class Effort:
         samples: of the predictions on test rows.
     """
 
-    steps: int = 16_000
+    steps: int = 20_000
     published_steps: int = 250_000
     samples: int = 2_000
     published_samples: int = 10_000
 
-    def course(self, problem: Problem) -> Course:
-        """Of a heteroscedastic stack: equally many steps for all, of more rows on large sets."""
+    def course(self, problem: Problem, candidate: Candidate) -> Course:
+        """Of a heteroscedastic stack: equally many steps for all, of more rows on large sets.
+
+        Where several masks are fitted together, half the steps: each costs several times as much.
+        """
         rows = len(problem.splits[0].train)
         batch = 2 ** round(math.log2(rows * _BATCH_SHARE))
         batch = min(max(batch, _BATCHES[0]), _BATCHES[1])
-        return Course(self.steps, batch=batch, rate=_RATE, warm=_WARM, fall=True)
+        steps = self.steps if candidate.together == 1 else max(1, self.steps // 2)
+        rate = _LEARNING_RATES[candidate.activation]
+        return Course(steps, batch=batch, rate=rate, warm=_WARM, fall=True)
+
+    def for_any(self, problem: Problem) -> Callable[[Candidate, int], Course]:
+        """:meth:`course`, which asks for no number of rows."""
+        return lambda candidate, _rows: self.course(problem, candidate)
 
     def published(self, problem: Problem) -> Callable[[int], Course]:
         """Of a homoscedastic stack: the published epochs over its rows."""
@@ -79,20 +98,12 @@ class Column:
 
 def heteroscedastic_mc(problem: Problem, effort: Effort, runner: Runner) -> Column:
     """A head for the variance, and dropout that goes on at prediction."""
-    candidates = [
-        Candidate(activation, rate, decay=decay)
-        for activation in ACTIVATIONS
-        for rate, decay in _RATES_AND_DECAYS
-    ]
-    return _tuned(problem, candidates, effort, runner)
+    return _tuned(problem, _WITH_DROPOUT, effort, runner)
 
 
 def heteroscedastic(problem: Problem, effort: Effort, runner: Runner) -> Column:
-    """A head for the variance, no dropout: decay of the weights takes its place."""
-    candidates = [
-        Candidate(activation, decay=decay) for activation in ACTIVATIONS for decay in _DECAYS
-    ]
-    return _tuned(problem, candidates, effort, runner)
+    """A head for the variance, no dropout."""
+    return _tuned(problem, _WITHOUT_DROPOUT, effort, runner)
 
 
 def _tuned(
@@ -100,10 +111,10 @@ def _tuned(
 ) -> Column:
     began = time.perf_counter()
     tracks = tuning.held_out_tracks(problem)
-    jobs = [Job(problem, tracks, c, effort.course(problem), tuning.SAMPLES) for c in candidates]
+    jobs = [Job(problem, tracks, c, effort.course(problem, c), tuning.SAMPLES) for c in candidates]
     choices = tuning.chosen(jobs, runner)
     final = tuning.final_tracks(problem, choices)
-    jobs = tuning.grouped(problem, final, lambda _rows: effort.course(problem), effort.samples)
+    jobs = tuning.grouped(problem, final, effort.for_any(problem), effort.samples)
     return _column(jobs, runner(jobs), choices=choices, began=began)
 
 
@@ -119,10 +130,10 @@ def mc_ensemble(problem: Problem, effort: Effort, runner: Runner, *, headline: C
         for track in tuning.held_out_tracks(problem)
         for member in range(_MEMBERS)
     ]
-    jobs = tuning.grouped(problem, tracks, lambda _rows: effort.course(problem), tuning.SAMPLES)
+    jobs = tuning.grouped(problem, tracks, effort.for_any(problem), tuning.SAMPLES)
     choices = tuning.rescaled(jobs, runner, settings)
     final = tuning.final_tracks(problem, choices, members=_MEMBERS)
-    jobs = tuning.grouped(problem, final, lambda _rows: effort.course(problem), effort.samples)
+    jobs = tuning.grouped(problem, final, effort.for_any(problem), effort.samples)
     return _column(jobs, runner(jobs), choices=choices, began=began)
 
 
@@ -146,7 +157,7 @@ def homoscedastic_mc(problem: Problem, effort: Effort, runner: Runner) -> Column
     ]
     choices = tuning.chosen(jobs, runner)
     final = tuning.final_tracks(problem, choices)
-    jobs = tuning.grouped(problem, final, course, effort.published_samples)
+    jobs = tuning.grouped(problem, final, lambda _c, n: course(n), effort.published_samples)
     return _column(jobs, runner(jobs), choices=choices, began=began)
 
 

@@ -122,6 +122,8 @@ def _splits(folder: Path, rows: int, asked: int) -> tuple[Split, ...]:
         )
         if np.intersect1d(train, test).size:
             raise DataError(f"split {number} of {folder} trains on rows that it tests on.")
+        if len(train) < 2:
+            raise DataError(f"split {number} of {folder} must train on 2 rows, got {len(train)}.")
         found.append(Split(train, test))
     return tuple(found)
 

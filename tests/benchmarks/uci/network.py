@@ -19,7 +19,11 @@ from stablelightning.nn.heads import VARIANCE_FLOOR
 
 UNITS = 50
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
 
 
 @cache
@@ -37,6 +41,8 @@ class Candidate:
         input_rate: of dropout on the inputs, in [0, 1).
         decay: of the weights, per step and in parts of the learning rate.
         penalty: factor of the squared weights in the loss.
+        together: masks of each row in a batch, whose mixture is what is fitted; with one, each
+            mask is fitted by itself.
         heteroscedastic: predict a variance for each row, and not the mean alone.
     """
 
@@ -45,6 +51,7 @@ class Candidate:
     input_rate: float = 0.0
     decay: float = 0.0
     penalty: float = 0.0
+    together: int = 1
     heteroscedastic: bool = True
 
 
@@ -149,6 +156,9 @@ class Stack:
         if self.candidate.activation == "relu":
             hidden = before.relu_()
             return hidden, hidden.sign()
+        if self.candidate.activation == "tanh":
+            hidden = before.tanh_()
+            return hidden, 1 - hidden.square()
         gate = before.sigmoid()
         hidden = before.mul_(gate)
         return hidden, torch.addcmul(gate, hidden, gate, value=-1).add_(hidden)
@@ -163,6 +173,15 @@ class Stack:
         variance = F.softplus(spread).add_(VARIANCE_FLOOR)
         # beta-NLL with beta = 1/2 (Seitzer et al. 2022, arXiv:2203.09168): each row's likelihood
         # counts by its standard deviation, or rows once thought noisy are never fitted.
-        standardised = error.mul_(variance.rsqrt())
-        surplus = (1 - standardised.square()).mul_(variance.rsqrt()).mul_(0.5)
-        return torch.stack((standardised, surplus.mul_(spread.sigmoid())), 1).div_(rows)
+        precision = variance.rsqrt()
+        standardised = error.mul_(precision)
+        surplus = (1 - standardised.square()).mul_(precision).mul_(0.5)
+        steepness = torch.stack((standardised, surplus.mul_(spread.sigmoid())), 1)
+        together = self.candidate.together
+        if together == 1:
+            return steepness.div_(rows)
+        # The mixture's likelihood itself: each mask answers for its share of the density, and a
+        # sharp one that is right is not held back.
+        log_density = precision.log().addcmul_(standardised, standardised, value=-0.5)
+        shares = log_density.view(len(target), together, -1).softmax(1).view_as(target)
+        return steepness.mul_(shares.mul_(precision).unsqueeze_(1)).div_(rows // together)

@@ -2,10 +2,14 @@
 
 import math
 from statistics import mean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tests.benchmarks.uci.columns import Column
+from stablelightning.report.style import BAND_ALPHA, COLOURS, INK, MUTED, new_figure, say, tidy
+from tests.benchmarks.uci.columns import HEADLINE, Column
 from tests.benchmarks.uci.tuning import Choice
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Published rows: RMSE and log-likelihood, each with its standard error over 20 splits; the
 #: authors' repository as updated in 2018, after Gal, Ghahramani 2016, arXiv:1506.02142.
@@ -24,6 +28,9 @@ WANTED = {
     "wine-quality-red": -0.90,
     "yacht": -0.75,
 }
+
+#: Student's t for 95 % of twenty splits.
+_STUDENT_20 = 2.093
 
 
 def centre(values: list[float]) -> tuple[float, float]:
@@ -46,6 +53,7 @@ def setting(choice: Choice) -> str:
     parts = [chosen.activation]
     parts += [f"dropout {chosen.rate:g}"] if chosen.rate else []
     parts += [f"decay {chosen.decay:g}"] if chosen.decay else []
+    parts += [f"{chosen.together} masks together"] if chosen.together > 1 else []
     parts += [] if chosen.heteroscedastic else [f"precision {1 / choice.scale:g}"]
     return ", ".join(parts)
 
@@ -76,3 +84,84 @@ def bounds(result: dict[str, Any]) -> list[tuple[str, bool]]:
             near = abs(ours - value) <= 2 * math.hypot(error, own_error)
             found.append((f"homoscedastic {what} within two standard errors of {value}", near))
     return found
+
+
+#: Columns in the order of the table, with the words of its head.
+TITLES = {
+    "homoscedastic_mc": "homoscedastic MC",
+    "heteroscedastic": "heteroscedastic",
+    "heteroscedastic_mc": "heteroscedastic MC",
+    "mc_ensemble": "ensemble of MC",
+}
+
+
+def columns_of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The columns of a run in the order of the table, the headline among them."""
+    return {name: result if name == HEADLINE else result[name] for name in TITLES}
+
+
+def table(results: list[dict[str, Any]], what: str) -> str:
+    """Rows of a table in Markdown: means over the splits with their standard errors.
+
+    Args:
+        results: of the sets.
+        what: ``"rmse"`` or ``"log_likelihood"``.
+    """
+    rows = [f"| set | published | {' | '.join(TITLES.values())} |", "|---" * 6 + "|"]
+    for result in results:
+        published = PUBLISHED[result["dataset"]][what == "log_likelihood"]
+        cells = [published, *(centre(c[what]) for c in columns_of(result).values())]
+        told = [f"{value:.4f} ({error:.4f})" for value, error in cells]
+        rows.append(f"| {result['dataset']} | {' | '.join(told)} |")
+    return "\n".join(rows)
+
+
+def gains(results: list[dict[str, Any]], what: str) -> str:
+    """Rows of the headline less every other column, paired by split, with 95 % intervals."""
+    others = [name for name in TITLES if name != HEADLINE]
+    head = " | ".join(f"against {TITLES[name]}" for name in others)
+    rows = [f"| set | {head} |", "|---" * 4 + "|"]
+    for result in results:
+        told = []
+        for name in others:
+            pairs = zip(result[what], result[name][what], strict=True)
+            value, error = centre([ours - other for ours, other in pairs])
+            half = _STUDENT_20 * error
+            told.append(f"{value:+.4f} [{value - half:+.4f}, {value + half:+.4f}]")
+        rows.append(f"| {result['dataset']} | {' | '.join(told)} |")
+    return "\n".join(rows)
+
+
+def draw(results: list[dict[str, Any]]) -> "Figure":
+    """A panel for each set: the log-likelihood of every split, and the published mean as a band."""
+    figure = new_figure(7.6, 3.6)
+    better = sum(
+        mean(result["log_likelihood"]) > mean(result["heteroscedastic"]["log_likelihood"])
+        for result in results
+    )
+    say(
+        figure,
+        "Log-likelihood of test rows, each split a dot, means as ticks: with dropout at "
+        f"prediction, a variance for each row is worth more on {better} of {len(results)} sets",
+    )
+    panels = figure.subplots(1, len(results), squeeze=False)[0]
+    colours = dict(zip(TITLES, (MUTED, COLOURS[0], COLOURS[1], COLOURS[2]), strict=True))
+    for axes, result in zip(panels, results, strict=True):
+        for place, (name, column) in enumerate(columns_of(result).items()):
+            values = column["log_likelihood"]
+            shifts = [place + 0.5 * (i / max(1, len(values) - 1) - 0.5) for i in range(len(values))]
+            axes.plot(shifts, values, ".", color=colours[name], markersize=3.5, alpha=0.6)
+            axes.hlines(mean(values), place - 0.35, place + 0.35, color=colours[name], linewidth=2)
+            axes.plot([], [], "s", color=colours[name], label=TITLES[name])
+        if published := PUBLISHED.get(result["dataset"]):
+            value, error = published[1]
+            low, high = value - 2 * error, value + 2 * error
+            axes.axhspan(low, high, color=INK, alpha=BAND_ALPHA, linewidth=0, label="published")
+        axes.set_title(result["dataset"], loc="left", color=INK, fontsize=9)
+        axes.set_xticks([])
+        tidy(axes)
+    panels[0].set_ylabel("nats per row")
+    handles = panels[0].get_legend_handles_labels()
+    place = {"loc": "outside lower left", "ncols": 5, "frameon": False, "fontsize": 8.5}
+    figure.legend(*handles, handletextpad=0.2, columnspacing=1.2, **place)
+    return figure

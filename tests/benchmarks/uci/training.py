@@ -80,6 +80,7 @@ def trained(job: Job, scalings: list[Scaling]) -> Stack:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.tracks[0].seed)
         for rows in _batches([len(part[1]) for part in parts], job.course):
+            rows = rows.repeat(1, job.candidate.together)
             masks = Masks.drawn((rows.shape[1],), stack.features, job.candidate)
             stack.backward_(inputs[rows], target[rows], masks)
             adam.step_()
@@ -100,9 +101,9 @@ def _batches(lengths: list[int], course: Course) -> Iterator[Tensor]:
     while left:
         steps = min(left, _STEPS_AT_ONCE)
         for number, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-            while len(pieces[number]) < steps * course.batch:
-                order = torch.randperm(length) + int(start)
-                pieces[number] = torch.cat((pieces[number], order))
+            short = steps * course.batch - len(pieces[number])
+            orders = [torch.randperm(length) + int(start) for _ in range(-(-short // length))]
+            pieces[number] = torch.cat((pieces[number], *orders))
         rows = torch.stack([piece[: steps * course.batch] for piece in pieces])
         pieces = [piece[steps * course.batch :] for piece in pieces]
         yield from rows.view(len(lengths), steps, course.batch).unbind(1)

@@ -18,6 +18,9 @@ Runner = Callable[[Sequence[Job]], list[list[Score]]]
 FOLDS = 5
 #: Folds are held out in turn until so many rows have been: few rows cannot tell settings apart.
 _ROWS_HELD_OUT = 700
+#: A setting may be chosen if its held-out root mean square error is at most so many times the
+#: least of all.
+_WORST_MEAN = 1.03
 #: Factors on the predicted variance that are tried, evenly spaced in their logarithm.
 SCALES = tuple(np.exp(np.linspace(-1.25, 1.75, 25)).tolist())
 #: Samples of a held-out prediction; choosing needs fewer than the final number does.
@@ -56,15 +59,22 @@ def held_out_tracks(problem: Problem) -> tuple[Track, ...]:
 def chosen(jobs: Sequence[Job], runner: Runner) -> list[Choice]:
     """The best job's setting and scale for each split, by the log-density of held-out rows.
 
-    The jobs differ in their setting only: all folds of all splits are one stack for each.
+    Of the settings whose mean is about as good as the best one's: densities can be sharpened at
+    its expense. The jobs differ in their setting only: all folds of all splits are one stack.
     """
-    curves = [mixtures([job], [scores]) for job, scores in zip(jobs, runner(jobs), strict=True)]
+    mixed = [mixtures([job], [scores]) for job, scores in zip(jobs, runner(jobs), strict=True)]
     settings = [job.candidate for job in jobs]
-    scales = {track.split: track.scales for track in jobs[0].tracks}
-    return [
-        _best(settings, scales[number], [curve[number].log_density.mean(1) for curve in curves])
-        for number in sorted(scales)
-    ]
+    problem, tracks = jobs[0].problem, jobs[0].tracks
+    choices = []
+    for number in sorted({track.split for track in tracks}):
+        own = [track for track in tracks if track.split == number]
+        target = problem.target[np.concatenate([track.asked for track in own])]
+        scores = [of_job[number] for of_job in mixed]
+        errors = np.array([np.sqrt(np.mean((score.mean - target) ** 2)) for score in scores])
+        curves = np.stack([score.log_density.mean(1) for score in scores])
+        curves[~(errors <= _WORST_MEAN * np.nanmin(errors))] = -np.inf
+        choices.append(_best(settings, own[0].scales, curves))
+    return choices
 
 
 def rescaled(jobs: Sequence[Job], runner: Runner, settings: Sequence[Candidate]) -> list[Choice]:
@@ -111,7 +121,7 @@ def seed_of(split: int, member: int) -> int:
 def grouped(
     problem: Problem,
     tracks: Sequence[tuple[Candidate, Track]],
-    course: Callable[[int], Course],
+    course: Callable[[Candidate, int], Course],
     samples: int,
 ) -> list[Job]:
     """A job for each setting: tracks that share one are one stack.
@@ -119,14 +129,14 @@ def grouped(
     Args:
         problem: theirs.
         tracks: with their settings.
-        course: for a number of training rows.
+        course: for a setting and a number of training rows.
         samples: of each prediction.
     """
     by_setting: dict[Candidate, list[Track]] = {}
     for candidate, track in tracks:
         by_setting.setdefault(candidate, []).append(track)
     return [
-        Job(problem, tuple(same), candidate, course(len(same[0].fit)), samples)
+        Job(problem, tuple(same), candidate, course(candidate, len(same[0].fit)), samples)
         for candidate, same in by_setting.items()
     ]
 
