@@ -11,6 +11,7 @@ _PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 _SAYS = {
     "cli": "the command",
     "pretraining": "learning without labels",
+    "ensemble": "several networks as one",
     "module": "any network as a LightningModule",
     "mixin": "what needs self",
     "optimization": "optimizers and their schedules",

@@ -27,11 +27,11 @@ def draw(measured: Mapping[str, Any]) -> "Figure":
     """
     figure = new_figure(8.0, 5.4)
     grid = figure.subplots(len(_SCORES), len(_KINDS), sharey="row")
-    for row, (score, label) in zip(grid, _SCORES.items(), strict=True):
-        for axes, (kind, (name, strengths)) in zip(row, _KINDS.items(), strict=True):
-            _draw(axes, measured["seeds"], kind, score, strengths)
-            first = axes is row[0]
-            tidy(axes, x=name if row is grid[-1] else "", y=label if first else "")
+    for line, (score, label) in enumerate(_SCORES.items()):
+        for column, (kind, (name, strengths)) in enumerate(_KINDS.items()):
+            _draw(grid[line][column], measured["seeds"], kind, score, strengths)
+            lowest, first = line == len(_SCORES) - 1, column == 0
+            tidy(grid[line][column], x=name if lowest else "", y=label if first else "")
     legend(grid[0][0], columns=len(METHODS))
     say(figure, _sentence(measured["seeds"]))
     return figure
