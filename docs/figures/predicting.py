@@ -80,4 +80,4 @@ def _draw_losses(axes: Axes) -> None:
     axes.plot(counts, repeated, "o-", color=GREY, label="every row that was given")
     axes.plot(counts, once, "o-", color=BLUE, label="every row once")
     axes.set(xlabel="processes", ylabel=f"test loss of {_ROWS} digits (nats)", xticks=counts)
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.01), borderaxespad=0.0)
