@@ -95,9 +95,14 @@ TITLES = {
 }
 
 
+#: Stands where a column was not run.
+_MISSING = "not run"
+
+
 def columns_of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The columns of a run in the order of the table, the headline among them."""
-    return {name: result if name == HEADLINE else result[name] for name in TITLES}
+    everything = {HEADLINE: result, **result}
+    return {name: everything[name] for name in TITLES if name in everything}
 
 
 def table(results: list[dict[str, Any]], what: str) -> str:
@@ -110,8 +115,13 @@ def table(results: list[dict[str, Any]], what: str) -> str:
     rows = [f"| set | published | {' | '.join(TITLES.values())} |", "|---" * 6 + "|"]
     for result in results:
         published = PUBLISHED[result["dataset"]][what == "log_likelihood"]
-        cells = [published, *(centre(c[what]) for c in columns_of(result).values())]
-        told = [f"{value:.4f} ({error:.4f})" for value, error in cells]
+        columns = columns_of(result)
+        told = ["{:.4f} ({:.4f})".format(*published)]
+        for name in TITLES:
+            known = name in columns
+            told.append(
+                "{:.4f} ({:.4f})".format(*centre(columns[name][what])) if known else _MISSING
+            )
         rows.append(f"| {result['dataset']} | {' | '.join(told)} |")
     return "\n".join(rows)
 
@@ -124,6 +134,9 @@ def gains(results: list[dict[str, Any]], what: str) -> str:
     for result in results:
         told = []
         for name in others:
+            if name not in result:
+                told.append(_MISSING)
+                continue
             pairs = zip(result[what], result[name][what], strict=True)
             value, error = centre([ours - other for ours, other in pairs])
             half = _STUDENT_20 * error
@@ -135,33 +148,35 @@ def gains(results: list[dict[str, Any]], what: str) -> str:
 def draw(results: list[dict[str, Any]]) -> "Figure":
     """A panel for each set: the log-likelihood of every split, and the published mean as a band."""
     figure = new_figure(7.6, 3.6)
-    better = sum(
-        mean(result["log_likelihood"]) > mean(result["heteroscedastic"]["log_likelihood"])
-        for result in results
-    )
+    pairs = [(r["log_likelihood"], r["heteroscedastic"]) for r in results if "heteroscedastic" in r]
+    better = sum(mean(ours) > mean(plain["log_likelihood"]) for ours, plain in pairs)
     say(
         figure,
         "Log-likelihood of test rows, each split a dot, means as ticks: with dropout at "
-        f"prediction, a variance for each row is worth more on {better} of {len(results)} sets",
+        f"prediction, a variance for each row is worth more on {better} of {len(pairs)} sets",
     )
     panels = figure.subplots(1, len(results), squeeze=False)[0]
     colours = dict(zip(TITLES, (MUTED, COLOURS[0], COLOURS[1], COLOURS[2]), strict=True))
+    handles: dict[str, Any] = {}
     for axes, result in zip(panels, results, strict=True):
-        for place, (name, column) in enumerate(columns_of(result).items()):
+        for name, column in columns_of(result).items():
+            place = list(TITLES).index(name)
             values = column["log_likelihood"]
             shifts = [place + 0.5 * (i / max(1, len(values) - 1) - 0.5) for i in range(len(values))]
             axes.plot(shifts, values, ".", color=colours[name], markersize=3.5, alpha=0.6)
             axes.hlines(mean(values), place - 0.35, place + 0.35, color=colours[name], linewidth=2)
-            axes.plot([], [], "s", color=colours[name], label=TITLES[name])
+            (handles[TITLES[name]],) = axes.plot([], [], "s", color=colours[name])
         if published := PUBLISHED.get(result["dataset"]):
             value, error = published[1]
             low, high = value - 2 * error, value + 2 * error
-            axes.axhspan(low, high, color=INK, alpha=BAND_ALPHA, linewidth=0, label="published")
+            band = axes.axhspan(low, high, color=INK, alpha=BAND_ALPHA, linewidth=0)
+            handles["published"] = band
         axes.set_title(result["dataset"], loc="left", color=INK, fontsize=9)
         axes.set_xticks([])
         tidy(axes)
     panels[0].set_ylabel("nats per row")
-    handles = panels[0].get_legend_handles_labels()
-    place = {"loc": "outside lower left", "ncols": 5, "frameon": False, "fontsize": 8.5}
-    figure.legend(*handles, handletextpad=0.2, columnspacing=1.2, **place)
+    look = {"loc": "outside lower left", "ncols": 5, "frameon": False, "fontsize": 8.5}
+    figure.legend(
+        list(handles.values()), list(handles), handletextpad=0.2, columnspacing=1.2, **look
+    )
     return figure
