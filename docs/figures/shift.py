@@ -18,4 +18,4 @@ def draw() -> Figure:
     finally:
         sys.path.pop(0)
     numbers = json.loads(_NUMBERS.read_text(encoding="utf-8"))
-    return show.draw(numbers["cifar"])
+    return show.draw(numbers["digits"])
