@@ -201,9 +201,11 @@ def _places_in_words(trainer: L.Trainer, index: Tensor) -> dict[str, Any]:
     data = getattr(trainer, "datamodule", None)
     last = int(index.max()) if len(index) else -1
     known: dict[str, Any] = {}
-    rows, files = getattr(data, "test_rows", None), getattr(data, "predict_files", None)
+    files = getattr(data, "predict_files", None)
+    # Of other data the rows of the test set are not asked for: their source may be gone.
     predicts_test = getattr(data, "predict_path", None) is None
-    if predicts_test and isinstance(rows, Tensor) and last < len(rows):
+    rows = getattr(data, "test_rows", None) if predicts_test else None
+    if isinstance(rows, Tensor) and last < len(rows):
         known["row"] = rows[index].numpy()
     if files is not None and last < len(files):
         known["file"] = [str(files[place]) for place in index]
