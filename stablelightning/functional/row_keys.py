@@ -94,4 +94,3 @@ def _words(tensor: Tensor) -> Tensor:
     as_bytes = flat.view(torch.uint8)
     missing = -as_bytes.shape[1] % _WORD
     return torch.nn.functional.pad(as_bytes, (0, missing)).contiguous().view(torch.int64)
-

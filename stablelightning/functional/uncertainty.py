@@ -248,8 +248,8 @@ def law_of_total_variance(means: Tensor, variances: Tensor, dim: int = 0) -> Var
     """
     means = at_least_single(means)
     aleatoric = at_least_single(variances).expand_as(means).mean(dim)
-    # In two passes: torch.var is as exact, and takes ten times as long over a leading axis. From the
-    # first sample on, so that the variance of equal samples is 0 and no rounding error.
+    # In two passes: torch.var is as exact, and takes ten times as long over a leading axis. From
+    # the first sample on, so that the variance of equal samples is 0 and no rounding error.
     offsets = means - means.narrow(dim, 0, 1)
     epistemic = (offsets - offsets.mean(dim, keepdim=True)).square().mean(dim)
     return VarianceSplit(aleatoric + epistemic, aleatoric, epistemic)
