@@ -43,6 +43,7 @@ class Candidate:
         penalty: factor of the squared weights in the loss.
         together: masks of each row in a batch, whose mixture is what is fitted; with one, each
             mask is fitted by itself.
+        length: of the training, in multiples of the usual one.
         heteroscedastic: predict a variance for each row, and not the mean alone.
     """
 
@@ -52,6 +53,7 @@ class Candidate:
     decay: float = 0.0
     penalty: float = 0.0
     together: int = 1
+    length: int = 1
     heteroscedastic: bool = True
 
 

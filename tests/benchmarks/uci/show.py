@@ -54,6 +54,7 @@ def setting(choice: Choice) -> str:
     parts += [f"dropout {chosen.rate:g}"] if chosen.rate else []
     parts += [f"decay {chosen.decay:g}"] if chosen.decay else []
     parts += [f"{chosen.together} masks together"] if chosen.together > 1 else []
+    parts += [f"{chosen.length} x the steps"] if chosen.length > 1 else []
     parts += [] if chosen.heteroscedastic else [f"precision {1 / choice.scale:g}"]
     return ", ".join(parts)
 
