@@ -1,15 +1,17 @@
 """StableEnsemble: several members of one network, trained side by side as one LightningModule."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from stablelightning.callbacks.batches import inputs_and_target
-from stablelightning.errors import ModelError, RecipeError
+from stablelightning.errors import ModelError, RecipeError, StableLightningError
 from stablelightning.functional.mixture import (
     mixture_label_logits,
     mixture_logits,
@@ -17,8 +19,10 @@ from stablelightning.functional.mixture import (
 )
 from stablelightning.functional.uncertainty import is_probabilities
 from stablelightning.model.ensemble import draw_networks
+from stablelightning.model.inputs import arguments_of
 from stablelightning.model.members import Members
 from stablelightning.model.prediction import Task
+from stablelightning.model.side_by_side import has_hooks
 from stablelightning.model.stacked import StackedNetworks, StackEngine
 from stablelightning.model.summarize import select_output
 from stablelightning.model.task import TASKS
@@ -192,8 +196,34 @@ class StableEnsemble(StableModule, Members):
         """In training the mean of the members' losses, elsewhere the loss of the mixture."""
         if not self._by_member or self.network.is_member:
             return super()._loss_parts(batch)
+        loss = self._loss_of_all(batch)
+        if loss is not None:
+            return {"loss": loss}
         parts = self.network.map(partial(self._loss_parts, batch))
         return None if parts is None else {name: values.mean() for name, values in parts.items()}
+
+    def _loss_of_all(self, batch: Any) -> Tensor | None:
+        """The loss with the rows of all members as one batch; ``None``: ask each for its own.
+
+        It is a mean over rows, and each member has equally many: the mean over all of them is that
+        of the members' losses, without the price of a loss under vmap.
+        """
+        rewritten = not self._default_loss or type(self).forward is not StableEnsemble.forward
+        if self.task is None or rewritten or has_hooks(self):
+            return None
+        inputs, target = self.inputs_and_target(batch)
+        if not isinstance(target, Tensor) or not target.ndim:
+            return None
+        args, kwargs = arguments_of(inputs)
+        output = select_output(self.network(*args, **kwargs))
+        loss = TASKS[self.task].loss
+        parts = [output] if isinstance(output, Tensor) else list(output)
+        if all(part.shape[:2] == (self.members, len(target)) for part in parts):
+            repeated = target.expand(self.members, *target.shape).flatten(0, 1)
+            with suppress(StableLightningError):  # told below, in the shapes of one member
+                return loss(tree_map(lambda part: part.flatten(0, 1), output), repeated)
+        each = [tree_map(itemgetter(number), output) for number in range(self.members)]
+        return torch.stack([loss(own, target) for own in each]).mean()
 
     def _check_logits_once(self, output: Any) -> None:
         # Under vmap there are no values to look at; validation looks at the mixture.

@@ -21,9 +21,9 @@ from stablelightning.callbacks import (
     NormalizeGradients,
 )
 from stablelightning.ensemble import StableEnsemble
-from stablelightning.errors import ModelError, RecipeError
+from stablelightning.errors import DataError, ModelError, RecipeError
 from stablelightning.module import StableModule
-from stablelightning.nn import MLP
+from stablelightning.nn import MLP, QuantileMLP
 from tests.processes import reports_of
 
 MEMBERS = 3
@@ -107,6 +107,56 @@ def test_every_task_trains_tests_and_predicts(task, make):
     prediction = fit.predict(ensemble, rows(8, task=task))[0]
     assert prediction.task == task
     assert prediction.engine == f"{MEMBERS} members"
+
+
+TASKS = {
+    "classification": PLAIN,
+    "multilabel": PLAIN,
+    "regression": partial(MLP, 4, hidden=[8], dropout=0.0),
+    "gaussian": partial(MLP, 4, hidden=[8], dropout=0.0, variance=True),
+    "quantiles": partial(QuantileMLP, 4, hidden=[8], dropout=0.0),
+}
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_the_loss_of_all_rows_is_the_mean_of_the_members_losses(kind):
+    task = kind if kind in ("classification", "multilabel") else "regression"
+    ensemble = StableEnsemble(TASKS[kind], task=task, members=MEMBERS)
+    x, y = next(iter(rows(task=task)))
+    if task == "classification":
+        y[::3] = -100  # counts in no loss
+    expected = torch.stack([alone(ensemble, n).loss((x, y)) for n in range(MEMBERS)]).mean()
+    loss = ensemble._loss_of_all((x, y))
+    assert loss is not None
+    assert float(loss) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_targets_of_another_shape_are_told_of_as_one_network_would():
+    ensemble = StableEnsemble(PLAIN, task="classification", members=MEMBERS)
+    x, y = next(iter(rows()))
+    wrong = [(x, y[:5]), (x, y[:, None, None].expand(-1, 2, 2))]
+    for batch in wrong:
+        with pytest.raises(DataError) as told:
+            alone(ensemble, 0).loss(batch)
+        with pytest.raises(DataError) as told_of_all:
+            ensemble.training_step(batch, 0)
+        assert str(told_of_all.value) == str(told.value)
+
+
+class Scaled(StableEnsemble):
+    """A forward of its own, written for one network."""
+
+    def forward(self, x):
+        return super().forward(x / 10)[..., :3]
+
+
+def test_a_forward_of_its_own_is_asked_for_every_member():
+    ensemble = Scaled(partial(MLP, 4, 5, hidden=[8]), task="classification", members=MEMBERS)
+    x, y = next(iter(rows()))
+    ensemble.eval()
+    outputs = [ensemble.network.member(n).eval()(x / 10)[:, :3] for n in range(MEMBERS)]
+    expected = sum(nn.functional.cross_entropy(output, y) for output in outputs)
+    assert float(ensemble.training_step((x, y), 0)) == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_the_plain_output_is_that_of_the_mixture():

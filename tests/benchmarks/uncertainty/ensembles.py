@@ -158,7 +158,7 @@ def _steps(
     return {
         "one": lambda: step(one, lambda: loss(one(rows), target)),
         "stacked": lambda: step(
-            stacked, lambda: stacked.map(lambda: loss(stacked(rows), target)).sum()
+            stacked, lambda: MEMBERS * loss(stacked(rows).flatten(0, 1), target.repeat(MEMBERS))
         ),
         "sequential": sequential,
     }
