@@ -68,7 +68,7 @@ class Abstention(Calibrator):
         self.unfamiliar = unfamiliar
         self.thresholds: Thresholds | None = None
 
-    def _fit(self, prediction: Prediction, target: Tensor) -> None:
+    def _fit(self, prediction: Prediction, target: Tensor, rows: Tensor | None) -> None:
         self.thresholds = choose_thresholds(
             prediction,
             target,
@@ -78,7 +78,7 @@ class Abstention(Calibrator):
             unfamiliar=self.unfamiliar,
         )
 
-    def _apply(self, prediction: Prediction) -> Prediction:
+    def _apply(self, prediction: Prediction, rows: Tensor | None) -> Prediction:
         assert self.thresholds is not None
         return decide(prediction, self.thresholds)
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from stablelightning.calibration.classes import class_dim
 from stablelightning.errors import DataError, ModelError
 from stablelightning.model.prediction import Prediction, Task
 
@@ -32,6 +33,7 @@ class Calibrator(ABC):
     def __init__(self) -> None:
         self.fitted = False
         self._seen: Tensor | None = None
+        self._outputs: tuple[Task, int] | None = None
 
     def fit(self, prediction: Prediction, target: Tensor, *, rows: Tensor | None = None) -> Self:
         """Learn from predictions of rows that the model was not trained on.
@@ -60,13 +62,14 @@ class Calibrator(ABC):
                 f"every row needs a target, got {len(prediction.mean)} predictions and "
                 f"{len(target)} targets; pass those of the same rows."
             )
-        both = torch.isfinite(prediction.mean).all() and torch.isfinite(target.double()).all()
+        both = torch.isfinite(prediction.mean).all() and torch.isfinite(target).all()
         if not bool(both):
             raise DataError(
                 f"{type(self).__name__} must be fitted on finite predictions and targets, got NaN "
                 "or infinity; look for it in the data, or in the model."
             )
-        self._fit(prediction, target.to(prediction.mean.device))
+        self._fit(prediction, target.to(prediction.mean.device), rows)
+        self._outputs = _outputs_of(prediction)
         self._seen = None if rows is None else rows.cpu().unique()
         self.fitted = True
         return self
@@ -79,8 +82,21 @@ class Calibrator(ABC):
             rows: what names the rows, as in :meth:`fit`.
 
         Raises:
-            ModelError: not fitted yet, or a prediction of another task.
+            ModelError: not fitted yet, or a prediction of another task, or of other outputs.
             DataError: rows that it was fitted on.
+        """
+        self._refuse_seen(rows)
+        return self.applied(prediction, rows)
+
+    def applied(self, prediction: Prediction, rows: Tensor | None = None) -> Prediction:
+        """As a call, for one who has seen to it that the rows are not those of :meth:`fit`.
+
+        Args:
+            prediction: of any rows.
+            rows: what names them; what is drawn for a row depends on nothing else.
+
+        Raises:
+            ModelError: not fitted yet, or a prediction of another task, or of other outputs.
         """
         self._check(prediction)
         if not self.fitted:
@@ -88,8 +104,13 @@ class Calibrator(ABC):
                 f"{type(self).__name__} must be fitted before it is applied, got a fresh one; "
                 "call fit(prediction, target) with rows kept for that, or load its state."
             )
-        self._refuse_seen(rows)
-        corrected = self._apply(prediction)
+        outputs = _outputs_of(prediction)
+        if self._outputs not in (None, outputs):
+            raise ModelError(
+                f"{type(self).__name__} was fitted to a {_named(self._outputs)}, got a "
+                f"{_named(outputs)}; fit it to predictions of this model."
+            )
+        corrected = self._apply(prediction, rows)
         return replace(corrected, corrected=(*prediction.corrected, self.name))
 
     def knows(self, rows: Tensor) -> Tensor:
@@ -105,13 +126,16 @@ class Calibrator(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and tensors; empty before it is fitted."""
-        return {"seen": self._seen, **self._state()} if self.fitted else {}
+        if not self.fitted:
+            return {}
+        return {"seen": self._seen, "outputs": self._outputs, **self._state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave."""
         if state:
             self._seen = state["seen"]
-            self._load({key: value for key, value in state.items() if key != "seen"})
+            self._outputs = state.get("outputs")
+            self._load({k: v for k, v in state.items() if k not in ("seen", "outputs")})
             self.fitted = True
 
     def _refuse_seen(self, rows: Tensor | None) -> None:
@@ -133,13 +157,24 @@ class Calibrator(ABC):
             )
 
     @abstractmethod
-    def _fit(self, prediction: Prediction, target: Tensor) -> None: ...
+    def _fit(self, prediction: Prediction, target: Tensor, rows: Tensor | None) -> None: ...
 
     @abstractmethod
-    def _apply(self, prediction: Prediction) -> Prediction: ...
+    def _apply(self, prediction: Prediction, rows: Tensor | None) -> Prediction: ...
 
     @abstractmethod
     def _state(self) -> dict[str, Any]: ...
 
     @abstractmethod
     def _load(self, state: dict[str, Any]) -> None: ...
+
+
+def _outputs_of(prediction: Prediction) -> tuple[Task, int]:
+    """The task, and how many classes, labels or targets there are."""
+    mean = prediction.mean
+    return prediction.task, 1 if mean.ndim == 1 else mean.shape[class_dim(prediction)]
+
+
+def _named(outputs: tuple[Task, int]) -> str:
+    task, number = outputs
+    return f"{task} of {number} {'outputs' if number > 1 else 'output'}"

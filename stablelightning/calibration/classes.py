@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from stablelightning.errors import DataError, ModelError
+from stablelightning.errors import DataError
 from stablelightning.functional.uncertainty import as_probabilities, entropy
 from stablelightning.model.prediction import Prediction
 from stablelightning.model.summarize import select_output
@@ -77,30 +77,22 @@ def check_probabilities(mean: Tensor, *, who: str, dim: int = 1) -> None:
         )
 
 
-def check_applied(prediction: Prediction, *, who: str, classes: int | None = None) -> int:
-    """Refuse to correct what is no distribution over the classes of the fit.
+def check_applied(prediction: Prediction, *, who: str) -> int:
+    """Refuse to correct what is no distribution over classes.
 
     Rows that are NaN pass: they are corrected to NaN, and spoil no others.
 
     Args:
         prediction: of a classification.
         who: the calibrator, for the message.
-        classes: how many there were when it was fitted; ``None`` takes any number.
 
     Returns:
         Where its classes are, see :func:`class_dim`.
 
     Raises:
         DataError: logits, or what does not sum to one.
-        ModelError: another number of classes.
     """
     dim = class_dim(prediction)
-    found = prediction.mean.shape[dim]
-    if classes is not None and found != classes:
-        raise ModelError(
-            f"{who} was fitted to {classes} classes, got a prediction of {found}; fit it to "
-            "predictions of this model."
-        )
     if len(prediction.mean):
         check_probabilities(prediction.mean, who=who, dim=dim)
     return dim

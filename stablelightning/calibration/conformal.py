@@ -1,7 +1,7 @@
 """Sets and intervals that hold the target as often as was promised, whatever the model."""
 
 from dataclasses import replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -83,69 +83,16 @@ class ConformalSets(Calibrator):
         self.allow_empty = allow_empty
         self.fitted_score: ConformityScore | None = None
         self.thresholds: Tensor | None = None
-        self._rows: Tensor | None = None
 
     @property
     def level(self) -> float:
         """The share of rows that the sets promise to hold."""
         return round(1 - self.alpha, 12)
 
-    def fit(self, prediction: Prediction, target: Tensor, *, rows: Tensor | None = None) -> Self:
-        """Choose the threshold.
-
-        Args:
-            prediction: of N rows that the model was not trained on, at least ``1 / alpha``.
-            target: ``(N,)`` class indices, or values in target units and the shape of the mean.
-            rows: as for every calibrator; draws of a score depend on them.
-
-        Returns:
-            Itself.
-
-        Raises:
-            DataError: fewer rows than ``1 / alpha``, NaN, one class only, no probabilities.
-            ModelError: a task, or a score, that does not fit the prediction.
-        """
-        self._rows = rows
-        try:
-            return super().fit(prediction, target, rows=rows)
-        finally:
-            self._rows = None
-
-    def __call__(self, prediction: Prediction, *, rows: Tensor | None = None) -> Prediction:
-        """Add the sets, or the intervals; the mean and the uncertainties stay as they are.
-
-        Args:
-            prediction: of any rows but those of :meth:`fit`.
-            rows: what names the rows, as in :meth:`fit`.
-
-        Raises:
-            ModelError: not fitted yet, or a prediction of another task.
-            DataError: rows that it was fitted on, NaN, or no probabilities.
-        """
-        self._refuse_seen(rows)
-        return self.drawn_by(rows, prediction)
-
-    def drawn_by(self, rows: Tensor | None, prediction: Prediction) -> Prediction:
-        """As a call, for one who has seen to it that the rows are not those of :meth:`fit`.
-
-        Args:
-            rows: what names the rows; draws of a score depend on nothing else.
-            prediction: of these rows.
-
-        Raises:
-            ModelError: not fitted yet, or a prediction of another task.
-            DataError: NaN, or no probabilities.
-        """
-        self._rows = rows
-        try:
-            return super().__call__(prediction)
-        finally:
-            self._rows = None
-
-    def _fit(self, prediction: Prediction, target: Tensor) -> None:
+    def _fit(self, prediction: Prediction, target: Tensor, rows: Tensor | None) -> None:
         score = usual_score(prediction) if self.score is None else self.score
         self._check_score(score, prediction)
-        scores = score.of_targets(prediction, target, self._rows)
+        scores = score.of_targets(prediction, target, rows)
         if prediction.task == "classification":
             self.thresholds = self._of_classes(scores, target.long(), prediction.mean.shape[1])
         else:
@@ -183,7 +130,7 @@ class ConformalSets(Calibrator):
                 f"by_class needs classes, got a prediction of {prediction.task}; leave it out."
             )
 
-    def _apply(self, prediction: Prediction) -> Prediction:
+    def _apply(self, prediction: Prediction, rows: Tensor | None) -> Prediction:
         assert self.fitted_score is not None
         assert self.thresholds is not None
         self._check_score(self.fitted_score, prediction)
@@ -193,7 +140,7 @@ class ConformalSets(Calibrator):
                 "inputs."
             )
         thresholds = self.thresholds.to(prediction.mean.device)
-        held = self.fitted_score.held(prediction, thresholds, self._rows)
+        held = self.fitted_score.held(prediction, thresholds, rows)
         if held.sets is not None and not self.allow_empty:
             empty = ~held.sets.any(1, keepdim=True)
             best = torch.zeros_like(held.sets).scatter_(1, held.mean.argmax(1, keepdim=True), True)

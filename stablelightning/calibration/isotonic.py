@@ -50,7 +50,7 @@ class IsotonicCalibration(Calibrator):
         super().__init__()
         self.curves: list[tuple[Tensor, Tensor]] = []
 
-    def _fit(self, prediction: Prediction, target: Tensor) -> None:
+    def _fit(self, prediction: Prediction, target: Tensor, rows: Tensor | None) -> None:
         isotonic = require("sklearn.isotonic", extra="recipes")
         target = check_classes(prediction, target, who=type(self).__name__).cpu()
         mean = prediction.mean.double().cpu()
@@ -63,9 +63,8 @@ class IsotonicCalibration(Calibrator):
             x, y = (torch.as_tensor(knot, dtype=torch.float64).clone() for knot in knots)
             self.curves.append((x, y))
 
-    def _apply(self, prediction: Prediction) -> Prediction:
-        who = type(self).__name__
-        dim = check_applied(prediction, who=who, classes=len(self.curves))
+    def _apply(self, prediction: Prediction, rows: Tensor | None) -> Prediction:
+        dim = check_applied(prediction, who=type(self).__name__)
         samples = sample_probabilities(prediction)
         if samples is not None:
             samples = self._curved(samples, dim + 1)

@@ -49,7 +49,7 @@ class QuantileRecalibration(Calibrator):
         super().__init__()
         self.levels, self.quantiles = torch.empty(0), torch.empty(0)
 
-    def _fit(self, prediction: Prediction, target: Tensor) -> None:
+    def _fit(self, prediction: Prediction, target: Tensor, rows: Tensor | None) -> None:
         errors = standardized_errors(prediction.mean, prediction.total, target)
         if errors.ndim > 1 and errors[0].numel() > 1:
             raise DataError(
@@ -65,7 +65,7 @@ class QuantileRecalibration(Calibrator):
             )
         self.levels, self.quantiles = levels.cpu(), quantiles.cpu()
 
-    def _apply(self, prediction: Prediction) -> Prediction:
+    def _apply(self, prediction: Prediction, rows: Tensor | None) -> Prediction:
         centre, spread = error_moments(self.levels, self.quantiles)
         moved = (self.quantiles - centre) / spread**0.5
         return replace(

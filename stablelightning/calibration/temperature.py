@@ -46,11 +46,11 @@ class TemperatureScaling(Calibrator):
         super().__init__()
         self.temperature = 1.0
 
-    def _fit(self, prediction: Prediction, target: Tensor) -> None:
+    def _fit(self, prediction: Prediction, target: Tensor, rows: Tensor | None) -> None:
         target = check_classes(prediction, target, who=type(self).__name__)
         self.temperature = fit_temperature(prediction.mean, target)
 
-    def _apply(self, prediction: Prediction) -> Prediction:
+    def _apply(self, prediction: Prediction, rows: Tensor | None) -> Prediction:
         dim = check_applied(prediction, who=type(self).__name__)
         mean = temper(prediction.mean, self.temperature, dim=dim)
         samples = sample_probabilities(prediction)

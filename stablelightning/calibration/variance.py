@@ -47,14 +47,14 @@ class VarianceScaling(Calibrator):
         self.factor = torch.ones((), dtype=torch.float64)
         self.noise = torch.zeros((), dtype=torch.float64)
 
-    def _fit(self, prediction: Prediction, target: Tensor) -> None:
+    def _fit(self, prediction: Prediction, target: Tensor, rows: Tensor | None) -> None:
         without = not bool((prediction.total != 0).any())
         variance = torch.ones_like(prediction.total) if without else prediction.total
         found = variance_factor(prediction.mean, variance, target).cpu()
         self.factor = torch.ones_like(found) if without else found
         self.noise = found if without else torch.zeros_like(found)
 
-    def _apply(self, prediction: Prediction) -> Prediction:
+    def _apply(self, prediction: Prediction, rows: Tensor | None) -> Prediction:
         factor, noise = self.factor.to(prediction.total), self.noise.to(prediction.total)
         return replace(
             prediction,

@@ -45,14 +45,13 @@ class VectorScaling(Calibrator):
         super().__init__()
         self.weight, self.bias = torch.empty(0), torch.empty(0)
 
-    def _fit(self, prediction: Prediction, target: Tensor) -> None:
+    def _fit(self, prediction: Prediction, target: Tensor, rows: Tensor | None) -> None:
         target = check_classes(prediction, target, who=type(self).__name__)
         weight, bias = fit_scores(prediction.mean, target)
         self.weight, self.bias = weight.cpu(), bias.cpu()
 
-    def _apply(self, prediction: Prediction) -> Prediction:
-        who = type(self).__name__
-        dim = check_applied(prediction, who=who, classes=len(self.weight))
+    def _apply(self, prediction: Prediction, rows: Tensor | None) -> Prediction:
+        dim = check_applied(prediction, who=type(self).__name__)
         mean = scale_scores(prediction.mean, self.weight, self.bias, dim=dim)
         samples = sample_probabilities(prediction)
         if samples is not None:

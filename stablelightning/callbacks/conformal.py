@@ -107,7 +107,7 @@ class PredictSets(FittedAfterTraining):
         self, calibrator: Calibrator, prediction: Prediction, keys: Tensor | None
     ) -> Prediction:
         assert isinstance(calibrator, ConformalSets)
-        return calibrator.drawn_by(keys, prediction)
+        return calibrator.applied(prediction, keys)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the thresholds; a training that goes on fits new ones, whatever its alpha."""

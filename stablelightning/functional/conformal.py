@@ -15,6 +15,7 @@ from torch import Tensor
 from stablelightning.errors import DataError, RecipeError
 from stablelightning.functional.row_keys import mixed_bits, shifted_right
 from stablelightning.functional.scores import at_least_single
+from stablelightning.functional.shapes import check_same_shape
 from stablelightning.functional.uncertainty import is_probabilities
 
 #: 0.1 as a float is a little more than 0.1, and a rank must not hang on that: shares are read as
@@ -249,7 +250,7 @@ def scaled_residual_scores(mean: Tensor, scale: Tensor, target: Tensor) -> Tenso
         >>> scaled_residual_scores(mean, scale, torch.tensor([3.0, -3.0]))
         tensor([3.0000, 1.5000])
     """
-    _same_shape(mean=mean, scale=scale, target=target)
+    check_same_shape(mean=mean, scale=scale, target=target)
     if not bool((scale > 0).all()):
         raise DataError(
             f"scale must be > 0 in every row, got {scale.min().item():g}; "
@@ -280,7 +281,7 @@ def quantile_scores(lower: Tensor, upper: Tensor, target: Tensor) -> Tensor:
         >>> quantile_scores(lower, upper, torch.tensor([0.25, 3.0]))
         tensor([-0.2500,  2.0000])
     """
-    _same_shape(lower=lower, upper=upper, target=target)
+    check_same_shape(lower=lower, upper=upper, target=target)
     target = at_least_single(target)
     return torch.maximum(at_least_single(lower) - target, target - at_least_single(upper))
 
@@ -307,12 +308,3 @@ def _probabilities(values: Tensor) -> Tensor:
             f"{found.sum(1).max().item():.3g}; take the softmax of logits first."
         )
     return at_least_single(values)
-
-
-def _same_shape(**tensors: Tensor) -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if len(set(shapes.values())) > 1:
-        raise DataError(
-            f"{', '.join(shapes)} must have the same shape, got "
-            f"{', '.join(map(str, shapes.values()))}; broadcasting would pair rows wrongly."
-        )

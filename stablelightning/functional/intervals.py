@@ -8,6 +8,7 @@ from torch import Tensor
 from stablelightning.errors import DataError, RecipeError
 from stablelightning.functional.checked import check_scores
 from stablelightning.functional.scores import SMALLEST_VARIANCE, at_least_single
+from stablelightning.functional.shapes import check_same_shape
 
 #: Quantiles at which :func:`quantile_calibration_error` looks, unless told: every whole percent.
 PERCENTS = tuple(percent / 100 for percent in range(1, 100))
@@ -151,8 +152,7 @@ def gaussian_probability_below(mean: Tensor, variance: Tensor, target: Tensor) -
         >>> gaussian_probability_below(torch.zeros(1), torch.ones(1), torch.tensor([1.6449]))
         tensor([0.9500])
     """
-    _same("mean", mean, target)
-    _same("variance", variance, target)
+    check_same_shape(mean=mean, variance=variance, target=target)
     return _below(mean, variance, target)
 
 
@@ -178,7 +178,7 @@ def mixture_probability_below(means: Tensor, variances: Tensor, target: Tensor) 
         >>> mixture_probability_below(means, torch.ones(2, 1), torch.tensor([0.0]))
         tensor([0.5000])
     """
-    _same("a sample of the means", means[0], target)
+    check_same_shape(sample=means[0], target=target)
     return _below(means, variances.expand_as(means), target).mean(0)
 
 
@@ -296,8 +296,7 @@ def _below(mean: Tensor, variance: Tensor, target: Tensor) -> Tensor:
 
 
 def _interval(lower: Tensor, upper: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    _same("lower", lower, target)
-    _same("upper", upper, target)
+    check_same_shape(lower=lower, upper=upper, target=target)
     lower, upper, target = (at_least_single(part) for part in (lower, upper, target))
     if lower.numel() == 0:
         return lower, upper, target
@@ -314,11 +313,3 @@ def _interval(lower: Tensor, upper: Tensor, target: Tensor) -> tuple[Tensor, Ten
             "that crossed."
         )
     return lower, upper, target
-
-
-def _same(name: str, values: Tensor, target: Tensor) -> None:
-    if values.shape != target.shape:
-        raise DataError(
-            f"{name} and target must have the same shape, got {tuple(values.shape)} and "
-            f"{tuple(target.shape)}; reshape one of them, broadcasting would pair rows wrongly."
-        )

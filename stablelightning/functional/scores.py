@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from stablelightning.errors import DataError, RecipeError
+from stablelightning.functional.shapes import check_same_shape
 
 #: A probability below this counts as this, so that one confident mistake costs at most 27.6 nats
 #: and not infinity. Far below what a float32 softmax of a sane network gives.
@@ -99,7 +100,7 @@ def binary_brier_score(probabilities: Tensor, target: Tensor) -> Tensor:
         >>> binary_brier_score(torch.tensor([[0.5, 1.0]]), torch.tensor([[1, 1]]))
         tensor([[0.2500, 0.0000]])
     """
-    _same_shape("probabilities", probabilities, target)
+    check_same_shape(probabilities=probabilities, target=target)
     return (at_least_single(probabilities) - target).square()
 
 
@@ -120,7 +121,7 @@ def binary_negative_log_likelihood(probabilities: Tensor, target: Tensor) -> Ten
         >>> binary_negative_log_likelihood(torch.tensor([0.5]), torch.tensor([0]))
         tensor([0.6931])
     """
-    _same_shape("probabilities", probabilities, target)
+    check_same_shape(probabilities=probabilities, target=target)
     probabilities = at_least_single(probabilities)
     chosen = torch.where(target.bool(), probabilities, 1 - probabilities)
     return -chosen.clamp(min=SMALLEST_PROBABILITY).log()
@@ -149,8 +150,7 @@ def gaussian_negative_log_likelihood(mean: Tensor, variance: Tensor, target: Ten
         >>> gaussian_negative_log_likelihood(torch.zeros(1), torch.ones(1), torch.zeros(1))
         tensor([0.9189])
     """
-    _same_shape("mean", mean, target)
-    _same_shape("variance", variance, target)
+    check_same_shape(mean=mean, variance=variance, target=target)
     variance = at_least_single(variance).clamp(min=SMALLEST_VARIANCE)
     distance = at_least_single(target) - at_least_single(mean)
     return 0.5 * (math.log(2 * math.pi) + variance.log() + distance.square() / variance)
@@ -182,8 +182,7 @@ def gaussian_coverage(
     """
     if not 0 < level < 1:
         raise RecipeError(f"level must be in (0, 1), got {level}; 0.9 is the usual choice.")
-    _same_shape("mean", mean, target)
-    _same_shape("variance", variance, target)
+    check_same_shape(mean=mean, variance=variance, target=target)
     # In double: in float32 a level near 1 would round to 1, and its quantile to infinity.
     half_width = torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64)).item()
     distance = (at_least_single(target) - at_least_single(mean)).abs()
@@ -200,11 +199,3 @@ def _class_index(probabilities: Tensor, target: Tensor, dim: int) -> Tensor:
             f"{tuple(expected)}, got {tuple(target.shape)}; pass class indices, not one-hot rows."
         )
     return target.long().unsqueeze(dim)
-
-
-def _same_shape(name: str, values: Tensor, target: Tensor) -> None:
-    if values.shape != target.shape:
-        raise DataError(
-            f"{name} and target must have the same shape, got {tuple(values.shape)} and "
-            f"{tuple(target.shape)}; reshape one of them, broadcasting would pair rows wrongly."
-        )

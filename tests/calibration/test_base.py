@@ -217,8 +217,8 @@ def test_targets_between_two_classes_are_refused(kind):
         kind().fit(prediction, target + 0.5)
 
 
-@pytest.mark.parametrize("kind", [VectorScaling, IsotonicCalibration])
+@of_classes
 def test_another_number_of_classes_is_refused(kind):
     fitted = kind().fit(*rows(kind))
-    with pytest.raises(ModelError, match="was fitted to 3 classes, got a prediction of 4"):
+    with pytest.raises(ModelError, match="was fitted to a classification of 3 outputs"):
         fitted(plain_prediction(torch.randn(5, 4)))

@@ -330,7 +330,7 @@ def test_what_does_not_belong_together_is_refused() -> None:
         ConformalSets().fit(replace(classes, task="multilabel"), labels)
     with pytest.raises(ModelError, match="must be fitted before"):
         ConformalSets()(classes)
-    with pytest.raises(ModelError, match="LeastAmbiguousScore is for classification"):
+    with pytest.raises(ModelError, match="of 4 outputs, got a regression of 1 output;"):
         ConformalSets().fit(classes, labels)(values)
     with pytest.raises(DataError, match=r"shape of the predictions \(50,\), got \(50, 2\)"):
         ConformalSets().fit(values, torch.rand(50, 2))

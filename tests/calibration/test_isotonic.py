@@ -2,8 +2,6 @@ import pytest
 import torch
 
 from stablelightning.calibration import IsotonicCalibration
-from stablelightning.errors import ModelError
-from stablelightning.model.plain_prediction import plain_prediction
 from tests.calibration.test_base import rows
 
 isotonic = pytest.importorskip("sklearn.isotonic")
@@ -28,9 +26,3 @@ def test_what_was_never_seen_is_rare_and_not_impossible():
     prediction, target = rows(IsotonicCalibration)
     corrected = IsotonicCalibration().fit(prediction, target)(prediction)
     assert (corrected.mean > 0.5 / (len(target) + 2)).all()
-
-
-def test_another_number_of_classes_is_refused():
-    fitted = IsotonicCalibration().fit(*rows(IsotonicCalibration))
-    with pytest.raises(ModelError, match="fitted to 3 classes, got a prediction of 2"):
-        fitted(plain_prediction(torch.zeros(4, 2)))

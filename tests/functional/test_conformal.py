@@ -164,9 +164,9 @@ def test_regression_refuses_zero_scales_and_other_shapes() -> None:
         scaled_residual_scores(torch.zeros(2), torch.tensor([1.0, 0.0]), torch.zeros(2))
     with pytest.raises(DataError, match="must be > 0"):
         scaled_residual_scores(torch.zeros(1), torch.tensor([float("nan")]), torch.zeros(1))
-    with pytest.raises(DataError, match=r"got \(2, 1\), \(2, 1\), \(2,\)"):
+    with pytest.raises(DataError, match=r"got \(2, 1\), \(2, 1\) and \(2,\)"):
         scaled_residual_scores(torch.zeros(2, 1), torch.ones(2, 1), torch.zeros(2))
-    with pytest.raises(DataError, match="lower, upper, target must have the same shape"):
+    with pytest.raises(DataError, match="lower, upper and target must have the same shape"):
         quantile_scores(torch.zeros(2), torch.ones(2), torch.zeros(2, 1))
 
 
