@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from stablelightning.calibration.base import Calibrator
+from stablelightning.calibration.classes import check_probabilities, class_dim
+from stablelightning.functional.abstain import FEWEST_ROWS
 from stablelightning.model.abstain import (
     UNFAMILIAR,
     Thresholds,
@@ -51,6 +53,7 @@ class Abstention(Calibrator):
 
     tasks: ClassVar[tuple[Task, ...]] = ("classification", "multilabel", "regression")
     name: ClassVar[str] = "abstention"
+    least_rows: ClassVar[int] = FEWEST_ROWS
 
     def __init__(
         self,
@@ -69,6 +72,9 @@ class Abstention(Calibrator):
         self.thresholds: Thresholds | None = None
 
     def _fit(self, prediction: Prediction, target: Tensor, rows: Tensor | None) -> None:
+        if prediction.task == "classification":
+            dim = class_dim(prediction)
+            check_probabilities(prediction.mean, who=type(self).__name__, dim=dim)
         self.thresholds = choose_thresholds(
             prediction,
             target,

@@ -34,6 +34,10 @@ def decisions(trainer: L.Trainer, model: L.LightningModule) -> Section | None:
         trainer: after ``test``.
         model: that was tested.
     """
+    for decider in callbacks_of(trainer, AbstainWhenUnsure):
+        if decider.unfitted:
+            why = f"every row is answered, since no threshold could be chosen: {decider.unfitted}"
+            return Section("decisions", "Decisions", why)
     thresholds = decided_on(trainer)
     rows: Rows = next((e.rows for e in callbacks_of(trainer, EstimateUncertainty)), {})
     if thresholds is None or "answered" not in rows:

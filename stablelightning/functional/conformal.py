@@ -8,6 +8,7 @@ least ``1 - alpha``, whatever the model.
 
 import math
 from fractions import Fraction
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -287,7 +288,7 @@ def quantile_scores(lower: Tensor, upper: Tensor, target: Tensor) -> Tensor:
 
 
 def _share(alpha: float) -> Fraction:
-    if isinstance(alpha, bool) or not 0 < alpha < 1:
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 < alpha < 1:
         raise RecipeError(
             f"alpha must be in (0, 1), got {alpha!r}; 0.1 lets one set in ten miss its target."
         )

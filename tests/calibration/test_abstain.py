@@ -1,6 +1,7 @@
 """Abstention as a calibrator: fitted, kept as plain numbers, refused where it cannot judge."""
 
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -58,3 +59,11 @@ def test_a_promise_for_a_regression_is_refused():
     known, target = measured()
     with pytest.raises(DataError, match="right or wrong"):
         Abstention(risk=0.1, confidence=0.9).fit(known, target)
+
+
+def test_logits_and_a_handful_of_rows_are_refused():
+    known, target = classified()
+    with pytest.raises(DataError, match="look like logits"):
+        Abstention(coverage=0.8).fit(replace(known, mean=4 * known.mean - 2), target)
+    with pytest.raises(DataError, match="needs 10 calibration rows or more, got 3"):
+        Abstention(coverage=0.8).fit(*classified(rows=3))

@@ -3,6 +3,7 @@
 import io
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -248,8 +249,8 @@ def test_a_score_of_ones_own_is_taken_and_loaded() -> None:
 # ---- bad input ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("alpha", [0, 1, -0.1, 1.2, float("nan")])
-def test_alpha_is_checked_at_once(alpha: float) -> None:
+@pytest.mark.parametrize("alpha", [0, 1, -0.1, 1.2, float("nan"), "0.1", True])
+def test_alpha_is_checked_at_once(alpha: Any) -> None:
     with pytest.raises(RecipeError, match=re.escape("alpha must be in (0, 1)")):
         ConformalSets(alpha)
 

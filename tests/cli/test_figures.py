@@ -163,3 +163,11 @@ def test_recalibrated_quantiles_are_drawn_and_not_a_gaussian_of_their_variance()
     legend = made["quantile_calibration"].axes[0].get_legend().get_texts()
     assert any(text.get_text().startswith("calibrated, error 0.00") for text in legend)
     assert "interval_calibration" in made
+
+
+def test_thresholds_that_could_not_be_chosen_are_said():
+    trainer = trainer_of(classification_rows(), None)
+    trainer.callbacks[1].unfitted = "risk must be one that a threshold reaches"
+    section = decisions(trainer, None)
+    assert "no threshold could be chosen: risk must be one that" in section.lead
+    assert str(section).startswith("Decisions")
