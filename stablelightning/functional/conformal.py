@@ -8,7 +8,7 @@ least ``1 - alpha``, whatever the model.
 
 import math
 from fractions import Fraction
-from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -287,8 +287,8 @@ def quantile_scores(lower: Tensor, upper: Tensor, target: Tensor) -> Tensor:
     return torch.maximum(at_least_single(lower) - target, target - at_least_single(upper))
 
 
-def _share(alpha: float) -> Fraction:
-    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 < alpha < 1:
+def _share(alpha: Any) -> Fraction:
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < 1:
         raise RecipeError(
             f"alpha must be in (0, 1), got {alpha!r}; 0.1 lets one set in ten miss its target."
         )

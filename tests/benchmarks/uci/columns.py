@@ -16,15 +16,15 @@ from tests.benchmarks.uci.tuning import Choice, Runner
 
 HEADLINE = "heteroscedastic_mc"
 
-_LITTLE, _STRONG = 1e-3, 0.3
+_LITTLE, _SOME, _STRONG = 1e-3, 0.01, 0.3
 #: With dropout: from hardly any, for targets without noise, to a lot, with a decay that fits it.
 _WITH_DROPOUT = (
     *(Candidate("relu", rate, decay=_LITTLE) for rate in (0.005, 0.01, 0.05)),
     Candidate("relu", 0.02, decay=_LITTLE, length=2),
     Candidate("relu", 0.2, decay=_STRONG),
     Candidate("relu", 0.2, decay=_STRONG, together=8),
-    *(Candidate("silu", rate, decay=_LITTLE) for rate in (0.002, 0.005)),
-    Candidate("silu", 0.002, decay=_LITTLE, length=2),
+    *(Candidate("silu", 0.002, decay=decay) for decay in (_LITTLE, _SOME)),
+    Candidate("silu", 0.005, decay=_SOME, length=2),
     Candidate("tanh", 0.4, decay=_LITTLE),
 )
 #: Without: the decay of the weights takes its place, in more settings.
