@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stablelightning.functional.gains import forward_gain
-from stablelightning.functional.initialize import he_, lecun_
+from stablelightning.functional.initialize import glorot_, he_, lecun_, uniform_
 from stablelightning.nn.heads import VARIANCE_FLOOR
 
 UNITS = 50
@@ -115,14 +115,21 @@ class Stack:
         return self.first[:, :-1], self.last
 
     def draw_(self, network: int, seed: int) -> None:
-        """Draw one network: the signal keeps its size, and every row the same variance."""
+        """Draw one network: the signal keeps its size, and every row the same variance.
+
+        A homoscedastic one is drawn as the published ones are.
+        """
+        first, last = torch.empty(UNITS, self.features - 1), torch.empty(1, UNITS)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            first = he_(
-                torch.empty(UNITS, self.features - 1), gain=_gain(self.candidate.activation)
-            )
-            self.first[network, :-1] = first.T
-            self.last[network, :1] = lecun_(torch.empty(1, UNITS))
+            if self.candidate.heteroscedastic:
+                he_(first, gain=_gain(self.candidate.activation))
+                lecun_(last)
+            else:
+                glorot_(first, draw=uniform_)
+                glorot_(last, draw=uniform_)
+        self.first[network, :-1] = first.T
+        self.last[network, :1] = last
 
     def forward(self, inputs: Tensor, masks: Masks) -> Tensor:
         """Outputs ``(networks, outputs, N)`` for inputs ``(networks, N, features)``."""

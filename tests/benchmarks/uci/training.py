@@ -82,7 +82,9 @@ def trained(job: Job, scalings: list[Scaling]) -> Stack:
         for rows in _batches([len(part[1]) for part in parts], job.course):
             rows = rows.repeat(1, job.candidate.together)
             masks = Masks.drawn((rows.shape[1],), stack.features, job.candidate)
-            stack.backward_(inputs[rows], target[rows], masks)
+            # Whole rows are copied, which is many times as fast as indexing by a matrix.
+            batch = inputs.index_select(0, rows.flatten()).view(*rows.shape, -1)
+            stack.backward_(batch, target.index_select(0, rows.flatten()).view_as(rows), masks)
             adam.step_()
     return stack
 
