@@ -24,9 +24,9 @@ from tests.benchmarks.uci.data import Problem, read
 from tests.benchmarks.uci.scoring import run
 from tests.benchmarks.uci.tuning import Runner
 
-#: For glibc: keep what a step frees for the next one. To give a megabyte back and to ask for it again
-#: takes longer than to compute with it: a step costs half as much.
-_MEMORY = {"MALLOC_MMAP_THRESHOLD_": 2**30, "MALLOC_TRIM_THRESHOLD_": 2**31}
+#: For glibc: keep what a step frees for the next one. To give megabytes back and ask for them again
+#: takes as long as to compute with them.
+_MEMORY = {"MALLOC_MMAP_THRESHOLD_": 2**25, "MALLOC_TRIM_THRESHOLD_": 2**31}
 
 COLUMNS = (HEADLINE, "heteroscedastic", "homoscedastic_mc", "mc_ensemble")
 
