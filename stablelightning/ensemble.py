@@ -208,8 +208,8 @@ class StableEnsemble(StableModule, Members):
         It is a mean over rows, and each member has equally many: the mean over all of them is that
         of the members' losses, without the price of a loss under vmap.
         """
-        rewritten = not self._default_loss or type(self).forward is not StableEnsemble.forward
-        if self.task is None or rewritten or has_hooks(self):
+        own = "loss" in vars(self) or type(self).forward is not StableEnsemble.forward
+        if self.task is None or not self._default_loss or own or has_hooks(self):
             return None
         inputs, target = self.inputs_and_target(batch)
         if not isinstance(target, Tensor) or not target.ndim:
