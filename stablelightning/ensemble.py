@@ -223,7 +223,7 @@ class StableEnsemble(StableModule, Members):
             with suppress(StableLightningError):  # told below, in the shapes of one member
                 return loss(tree_map(lambda part: part.flatten(0, 1), output), repeated)
         each = [tree_map(itemgetter(number), output) for number in range(self.members)]
-        return torch.stack([loss(own, target) for own in each]).mean()
+        return torch.stack([loss(member, target) for member in each]).mean()
 
     def _check_logits_once(self, output: Any) -> None:
         # Under vmap there are no values to look at; validation looks at the mixture.
