@@ -19,7 +19,7 @@ from stablelightning.functional.mixture import (
 )
 from stablelightning.functional.uncertainty import is_probabilities
 from stablelightning.model.ensemble import draw_networks
-from stablelightning.model.inputs import arguments_of
+from stablelightning.model.inputs import spread
 from stablelightning.model.members import Members
 from stablelightning.model.prediction import Task
 from stablelightning.model.side_by_side import has_hooks
@@ -208,14 +208,18 @@ class StableEnsemble(StableModule, Members):
         It is a mean over rows, and each member has equally many: the mean over all of them is that
         of the members' losses, without the price of a loss under vmap.
         """
-        own = "loss" in vars(self) or type(self).forward is not StableEnsemble.forward
-        if self.task is None or not self._default_loss or own or has_hooks(self):
+        rewritten = any(
+            getattr(type(self), name) is not getattr(StableEnsemble, name)
+            for name in ("loss", "forward", "inputs_and_target")
+        )
+        rewritten = rewritten or not vars(self).keys().isdisjoint(("loss", "inputs_and_target"))
+        if self.task is None or rewritten or has_hooks(self):
             return None
         inputs, target = self.inputs_and_target(batch)
         if not isinstance(target, Tensor) or not target.ndim:
             return None
-        args, kwargs = arguments_of(inputs)
-        output = select_output(self.network(*args, **kwargs))
+        args, kwargs = spread(inputs)
+        output = self.network.selected(select_output, *args, **kwargs)
         loss = TASKS[self.task].loss
         parts = [output] if isinstance(output, Tensor) else list(output)
         if all(part.shape[:2] == (self.members, len(target)) for part in parts):

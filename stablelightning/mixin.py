@@ -20,6 +20,7 @@ from stablelightning.functional.uncertainty import is_probabilities
 from stablelightning.hyperparameters import GroupsCallable, Settings, keep_hyperparameters
 from stablelightning.inheritance import check_bases, give_way
 from stablelightning.model.backbones import without_weights
+from stablelightning.model.inputs import spread
 from stablelightning.model.prediction import Task
 from stablelightning.model.sample import mc_dropout
 from stablelightning.model.summarize import select_output
@@ -272,10 +273,8 @@ class StableMixin(_Base):
         return type(self).loss is StableMixin.loss
 
     def _forward(self, inputs: Any) -> Any:
-        """The same reading of inputs as in sampling: tuples and dicts are spread over arguments."""
-        if isinstance(inputs, dict):
-            return self(**inputs)
-        return self(*inputs) if isinstance(inputs, tuple | list) else self(inputs)
+        args, kwargs = spread(inputs)
+        return self(*args, **kwargs)
 
     def _label_probabilities(self, *args: Any, **kwargs: Any) -> Tensor:
         """What the default loss takes as logits are logits, even where all lie in [0, 1]."""

@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -306,3 +307,45 @@ def test_two_processes_train_the_members_of_one(tmp_path):
     for name, value in trained(32).items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-5)
+
+
+class Object(nn.Module):
+    """Returns what no tool for trees knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return SimpleNamespace(logits=self.layer(x), inputs=x)
+
+
+@pytest.mark.parametrize("engine", ["auto", "loop"])
+def test_a_network_may_return_an_object(engine):
+    ensemble = StableEnsemble(Object, task="classification", members=MEMBERS, engine=engine)
+    batch = next(iter(rows()))
+    expected = sum(alone(ensemble, n).loss(batch) for n in range(MEMBERS))
+    assert float(ensemble.training_step(batch, 0)) == pytest.approx(float(expected), abs=1e-5)
+
+
+class OwnNoise(StableEnsemble):
+    """Reads a batch in its own way, which may ask the member."""
+
+    def inputs_and_target(self, batch):
+        assert self.network.is_member
+        return batch
+
+
+def test_a_reading_of_batches_of_its_own_is_asked_for_every_member():
+    ensemble = OwnNoise(PLAIN, task="classification", members=MEMBERS)
+    batch = next(iter(rows()))
+    expected = sum(alone(ensemble, n).loss(batch) for n in range(MEMBERS))
+    assert float(ensemble.training_step(batch, 0)) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_the_quick_loss_is_that_of_several_processes_too():
+    ensemble = StableEnsemble(PLAIN, task="classification", members=MEMBERS)
+    ensemble.forward = ensemble.forward  # what Lightning leaves there when a strategy wraps a step
+    assert ensemble._loss_of_all(next(iter(rows()))) is not None
+    ensemble.forward = lambda x: x
+    assert ensemble._loss_of_all(next(iter(rows()))) is None

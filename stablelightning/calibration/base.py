@@ -33,7 +33,7 @@ class Calibrator(ABC):
     def __init__(self) -> None:
         self.fitted = False
         self._seen: Tensor | None = None
-        self._outputs: tuple[Task, int] | None = None
+        self._fitted_to: tuple[Task, int] | None = None
 
     def fit(self, prediction: Prediction, target: Tensor, *, rows: Tensor | None = None) -> Self:
         """Learn from predictions of rows that the model was not trained on.
@@ -69,7 +69,7 @@ class Calibrator(ABC):
                 "or infinity; look for it in the data, or in the model."
             )
         self._fit(prediction, target.to(prediction.mean.device), rows)
-        self._outputs = _outputs_of(prediction)
+        self._fitted_to = _outputs_of(prediction)
         self._seen = None if rows is None else rows.cpu().unique()
         self.fitted = True
         return self
@@ -105,9 +105,9 @@ class Calibrator(ABC):
                 "call fit(prediction, target) with rows kept for that, or load its state."
             )
         outputs = _outputs_of(prediction)
-        if self._outputs not in (None, outputs):
+        if self._fitted_to not in (None, outputs):
             raise ModelError(
-                f"{type(self).__name__} was fitted to a {_named(self._outputs)}, got a "
+                f"{type(self).__name__} was fitted to a {_named(self._fitted_to)}, got a "
                 f"{_named(outputs)}; fit it to predictions of this model."
             )
         corrected = self._apply(prediction, rows)
@@ -128,14 +128,15 @@ class Calibrator(ABC):
         """Plain numbers and tensors; empty before it is fitted."""
         if not self.fitted:
             return {}
-        return {"seen": self._seen, "outputs": self._outputs, **self._state()}
+        return {"seen": self._seen, "fitted_to": self._fitted_to, **self._state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave."""
         if state:
             self._seen = state["seen"]
-            self._outputs = state.get("outputs")
-            self._load({k: v for k, v in state.items() if k not in ("seen", "outputs")})
+            fitted_to = state.get("fitted_to")
+            self._fitted_to = None if fitted_to is None else tuple(fitted_to)
+            self._load({k: v for k, v in state.items() if k not in ("seen", "fitted_to")})
             self.fitted = True
 
     def _refuse_seen(self, rows: Tensor | None) -> None:
@@ -170,11 +171,13 @@ class Calibrator(ABC):
 
 
 def _outputs_of(prediction: Prediction) -> tuple[Task, int]:
-    """The task, and how many classes, labels or targets there are."""
+    """The task, and how many classes, labels or targets there are; 0 where nobody can tell."""
     mean = prediction.mean
+    if prediction.task == "regression" and mean.ndim > 2:
+        return prediction.task, 0  # rows of pixels or steps, and any number of them
     return prediction.task, 1 if mean.ndim == 1 else mean.shape[class_dim(prediction)]
 
 
 def _named(outputs: tuple[Task, int]) -> str:
     task, number = outputs
-    return f"{task} of {number} {'outputs' if number > 1 else 'output'}"
+    return f"{task} of {number} {'output' if number == 1 else 'outputs'}" if number else task

@@ -22,6 +22,7 @@ from stablelightning.errors import (
     StableLightningWarning,
 )
 from stablelightning.model.generators import preserved_generators
+from stablelightning.model.inputs import spread
 from stablelightning.model.prediction import Prediction
 from stablelightning.model.summarize import select_output
 from stablelightning.nn.heads import Distribution
@@ -58,13 +59,9 @@ class Call:
         function = self.function or pl_module
         # A method may write into its batch, and the batch is still needed.
         inputs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, self.inputs)
+        args, kwargs = spread(inputs)
         with preserved_generators(seed):
-            if isinstance(inputs, dict):
-                output = function(**inputs)
-            elif isinstance(inputs, tuple | list):
-                output = function(*inputs)
-            else:
-                output = function(inputs)
+            output = function(*args, **kwargs)
         return _readable(output, self.name)
 
 

@@ -24,7 +24,8 @@ def decided_on(trainer: L.Trainer) -> Thresholds | None:
     Args:
         trainer: with its callbacks.
     """
-    return next((decider.thresholds for decider in callbacks_of(trainer, AbstainWhenUnsure)), None)
+    found = (decider.thresholds for decider in callbacks_of(trainer, AbstainWhenUnsure))
+    return next((thresholds for thresholds in found if thresholds is not None), None)
 
 
 def decisions(trainer: L.Trainer, model: L.LightningModule) -> Section | None:
@@ -34,11 +35,12 @@ def decisions(trainer: L.Trainer, model: L.LightningModule) -> Section | None:
         trainer: after ``test``.
         model: that was tested.
     """
-    for decider in callbacks_of(trainer, AbstainWhenUnsure):
-        if decider.unfitted:
-            why = f"every row is answered, since no threshold could be chosen: {decider.unfitted}"
-            return Section("decisions", "Decisions", why)
     thresholds = decided_on(trainer)
+    reasons = [decider.unfitted for decider in callbacks_of(trainer, AbstainWhenUnsure)]
+    if thresholds is None and any(reasons):
+        why = next(reason for reason in reasons if reason)
+        lead = f"every row is answered, since no threshold could be chosen: {why}"
+        return Section("decisions", "Decisions", lead)
     rows: Rows = next((e.rows for e in callbacks_of(trainer, EstimateUncertainty)), {})
     if thresholds is None or "answered" not in rows:
         return None

@@ -8,6 +8,7 @@ least ``1 - alpha``, whatever the model.
 
 import math
 from fractions import Fraction
+from numbers import Rational, Real
 from typing import Any
 
 import torch
@@ -288,11 +289,12 @@ def quantile_scores(lower: Tensor, upper: Tensor, target: Tensor) -> Tensor:
 
 
 def _share(alpha: Any) -> Fraction:
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < 1:
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 < float(alpha) < 1:
         raise RecipeError(
             f"alpha must be in (0, 1), got {alpha!r}; 0.1 lets one set in ten miss its target."
         )
-    return Fraction(alpha).limit_denominator(_FINEST_SHARE) or Fraction(alpha)
+    exact = Fraction(alpha) if isinstance(alpha, Rational) else Fraction(float(alpha))
+    return exact.limit_denominator(_FINEST_SHARE) or exact
 
 
 def _probabilities(values: Tensor) -> Tensor:

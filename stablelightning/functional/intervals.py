@@ -178,7 +178,7 @@ def mixture_probability_below(means: Tensor, variances: Tensor, target: Tensor) 
         >>> mixture_probability_below(means, torch.ones(2, 1), torch.tensor([0.0]))
         tensor([0.5000])
     """
-    check_same_shape(sample=means[0], target=target)
+    check_same_shape(**{"a sample of the means": means[0], "target": target})
     return _below(means, variances.expand_as(means), target).mean(0)
 
 

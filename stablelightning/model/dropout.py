@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from stablelightning.errors import ModelError, RecipeError
 from stablelightning.model.dropout_rate import checked_batches, on_device_of, score_rates
+from stablelightning.model.inputs import spread
 from stablelightning.model.structure import find_blocks, find_heads, weight_layers
 
 Where = Literal["head", "blocks"]
@@ -275,11 +276,8 @@ def _refuse_compiled(model: nn.Module) -> None:
 
 
 def _runner(model: nn.Module, inputs: Any) -> Callable[[], Any]:
-    inputs = on_device_of(model, inputs)
-    if isinstance(inputs, dict):
-        return lambda: model(**inputs)
-    args = inputs if isinstance(inputs, tuple | list) else (inputs,)
-    return lambda: model(*args)
+    args, kwargs = spread(on_device_of(model, inputs))
+    return lambda: model(*args, **kwargs)
 
 
 def _blocks_without(

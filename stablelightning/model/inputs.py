@@ -41,6 +41,21 @@ def arguments_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (inputs,), {}
 
 
+def spread(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of ``forward`` for the inputs of a batch: tuples, lists and dicts are spread.
+
+    Returns:
+        ``(args, kwargs)``; what is no ``dict`` itself, another mapping say, is one argument.
+
+    Example:
+        >>> spread((1, 2)), spread({"x": 1})
+        (((1, 2), {}), ((), {'x': 1}))
+    """
+    if isinstance(inputs, dict):
+        return (), inputs
+    return tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {}
+
+
 def leading_inputs(model: nn.Module, batch: Any) -> Any:
     """The part of a batch that the forward takes: all of it, or what stands before the targets.
 

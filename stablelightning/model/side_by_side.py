@@ -66,7 +66,11 @@ def _leaves(module: nn.Module) -> Iterator[nn.Module]:
 def has_hooks(module: nn.Module) -> bool:
     """Whether something is to be told of a module's passes, or its ``forward`` was replaced."""
     attributes = vars(module)
-    return any(attributes[name] for name in _HOOKS) or "forward" in attributes
+    forward = attributes.get("forward")  # Lightning puts the class's own there, to call a step
+    replaced = (
+        forward is not None and getattr(forward, "__func__", None) is not type(module).forward
+    )
+    return replaced or any(attributes[name] for name in _HOOKS)
 
 
 def _is_plain(layer: nn.Module) -> bool:

@@ -121,6 +121,20 @@ class StackedNetworks(nn.Module, Members):
             return self.networks(*args, **kwargs)
         return self.map(partial(self.networks, *args, **kwargs))
 
+    def selected(self, select: Callable[[Any], Any], *args: Any, **kwargs: Any) -> Any:
+        """As a call, of each member's output only what is selected, ``(M, ...)``.
+
+        Args:
+            select: takes a member's output and returns tensors in any structure; a tensor it
+                returns as it is.
+            args: of the call, and ``kwargs``.
+        """
+        output = None if self.is_member else self._side_by_side(args, kwargs)
+        if output is not None:
+            return output
+        run = partial(self.networks, *args, **kwargs)
+        return select(run()) if self.is_member else self.map(lambda: select(run()))
+
     def _side_by_side(self, args: Any, kwargs: Any) -> Tensor | None:
         """The pass of a plain chain without vmap's help; ``None`` where it is none, or not now."""
         if kwargs or len(args) != 1 or self.engine == "loop" or self.refusal:
