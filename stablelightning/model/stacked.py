@@ -127,7 +127,8 @@ class StackedNetworks(nn.Module, Members):
         Args:
             select: takes a member's output and returns tensors in any structure; a tensor it
                 returns as it is.
-            args: of the call, and ``kwargs``.
+            *args: of the call.
+            **kwargs: of the call.
         """
         output = None if self.is_member else self._side_by_side(args, kwargs)
         if output is not None:
