@@ -67,14 +67,15 @@ class Effort:
     def course(self, problem: Problem, candidate: Candidate) -> Course:
         """Of a heteroscedastic stack: the setting's share of the steps, of more rows on large sets.
 
-        Where several masks are fitted together, half the steps: each costs several times as much.
+        Where several masks are fitted together, half the steps of half the rows: each row stands
+        for several.
         """
         rows = len(problem.splits[0].train)
         batch = 2 ** round(math.log2(rows * _BATCH_SHARE))
         batch = min(max(batch, _BATCHES[0]), _BATCHES[1])
         steps = candidate.length * self.steps
         if candidate.together > 1:
-            steps = max(1, steps // 2)
+            steps, batch = max(1, steps // 2), batch // 2
         rate = _LEARNING_RATES[candidate.activation]
         return Course(steps, batch=batch, rate=rate, warm=_WARM, fall=True)
 
