@@ -54,7 +54,7 @@ class StableEnsemble(StableModule, Members):
             members: 5
 
     All members see the same batches; they differ by the weights that they start from and by the
-    masks of their dropout. Their parameters are stacked, and a step is one vmapped pass where the
+    masks of their dropout. Their parameters are stacked, and a step is one pass of all where the
     network allows it (:class:`~stablelightning.model.stacked.StackedNetworks`), one after the other
     where it does not. What is minimised is the sum of the members' losses, so that each has the
     gradients that it would have alone; ``train/loss`` is their mean.
