@@ -4,15 +4,13 @@ import math
 from fractions import Fraction
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from stablelightning.calibration.base import Calibrator
 from stablelightning.calibration.conformal import ConformalSets
 from stablelightning.calibration.conformal_scores import ConformityScore
 from stablelightning.callbacks.fitted import FittedAfterTraining
 from stablelightning.checks import check_whole
 from stablelightning.errors import CheckpointError, ModelError
-from stablelightning.model.prediction import Prediction, Task
+from stablelightning.model.prediction import Task
 
 
 class PredictSets(FittedAfterTraining):
@@ -102,12 +100,6 @@ class PredictSets(FittedAfterTraining):
         return ConformalSets(
             self.alpha, score=self.score, by_class=self.by_class, allow_empty=self.allow_empty
         )
-
-    def _corrected(
-        self, calibrator: Calibrator, prediction: Prediction, keys: Tensor | None
-    ) -> Prediction:
-        assert isinstance(calibrator, ConformalSets)
-        return calibrator.applied(prediction, keys)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the thresholds; a training that goes on fits new ones, whatever its alpha."""

@@ -222,13 +222,8 @@ class FittedAfterTraining(Correction):
                     f"{self.name} must not be judged by the rows that it was fitted on, got "
                     f"{self._again} of them in {self._counted}; test on data of its own."
                 )
-        return self._corrected(self.calibrator, prediction, keys)
-
-    def _corrected(
-        self, calibrator: Calibrator, prediction: Prediction, keys: Tensor | None
-    ) -> Prediction:
-        """Without the rows' keys: whether they were seen has been counted over all batches."""
-        return calibrator(prediction)
+        # Whether the rows were seen has been counted over all batches.
+        return self.calibrator.applied(prediction, keys)
 
     def _or_step_aside(self, check: Any) -> bool:
         try:
@@ -368,7 +363,7 @@ def _fit_in_order(
             for earlier in chain[:number]:
                 if earlier.calibrator is None:  # it could not be fitted, and will be left out
                     continue
-                corrected = earlier._corrected(earlier.calibrator, part.prediction, part.keys)
+                corrected = earlier.calibrator.applied(part.prediction, part.keys)
                 part = replace(part, prediction=corrected)
             callback._fit(part, weights, list(chain[:number]))
         except StableLightningError as error:

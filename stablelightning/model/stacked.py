@@ -130,11 +130,10 @@ class StackedNetworks(nn.Module, Members):
             *args: of the call.
             **kwargs: of the call.
         """
-        output = None if self.is_member else self._side_by_side(args, kwargs)
+        output = self._side_by_side(args, kwargs)
         if output is not None:
             return output
-        run = partial(self.networks, *args, **kwargs)
-        return select(run()) if self.is_member else self.map(lambda: select(run()))
+        return self.map(lambda: select(self.networks(*args, **kwargs)))
 
     def _side_by_side(self, args: Any, kwargs: Any) -> Tensor | None:
         """The pass of a plain chain without vmap's help; ``None`` where it is none, or not now."""
